@@ -1,0 +1,1 @@
+"""Numbers about a candidate, each with its price and its trust."""

@@ -1,0 +1,102 @@
+"""From operations to kernels: what a runtime launches, and what a latency is therefore measured for.
+
+Runtimes fuse: a convolution with the activation behind it is one kernel, and two of those never cost what three
+operations cost one by one. Which neighbours fuse is data of the target, not code.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hardware.graph import DeployGraph
+from hardware.ops import Add, Conv, Input, Op, Pool, Shape, label
+
+# Labels of operations that run as one kernel, first to last, such as ("conv", "relu").
+FusionRule = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A chain of operations that a runtime runs as one.
+
+    Each operation takes the result of the one before it as its first input, the first one `in_shapes[0]`. What else
+    they need (the other side of an addition) follows in `in_shapes` in the order of use.
+    """
+
+    ops: tuple[Op, ...]
+    in_shapes: tuple[Shape, ...]
+    out_shape: Shape
+
+    @property
+    def key(self) -> str:
+        """The text under which a table keeps the latency, such as `conv(16x32x32>32 k3x3 s2 p1x1 g1)+relu`."""
+        shapes = ",".join("x".join(map(str, shape)) for shape in self.in_shapes)
+        return f"{label(self.ops[0])}({shapes}{_describe(self.ops[0])})" + "".join(
+            f"+{label(op)}{_describe(op)}" for op in self.ops[1:]
+        )
+
+
+def _describe(op: Op) -> str:
+    if isinstance(op, Conv):
+        dilation = f" d{op.dilation}" if op.dilation != 1 else ""
+        return (
+            f">{op.out_channels} k{op.kernel[0]}x{op.kernel[1]} s{op.stride} "
+            f"p{op.padding[0]}x{op.padding[1]}{dilation} g{op.groups}"
+        )
+    if isinstance(op, Pool):
+        return f" k{op.kernel[0]}x{op.kernel[1]} s{op.stride} p{op.padding[0]}x{op.padding[1]}"
+    return ""
+
+
+def fuse(graph: DeployGraph, rules: Sequence[FusionRule]) -> tuple[Kernel, ...]:
+    """The kernels of `graph` in running order, the longest matching rule first.
+
+    Two operations fuse only when nothing else reads the value between them. The chain is entered by the first input
+    of each operation or, for the commutative ones, by either.
+    """
+    consumers: list[list[int]] = [[] for _ in graph.nodes]
+    for index, node in enumerate(graph.nodes):
+        for source in node.inputs:
+            consumers[source].append(index)
+    ordered_rules = sorted(rules, key=len, reverse=True)
+    done = [isinstance(node.op, Input) for node in graph.nodes]
+    kernels = []
+    for index in range(len(graph.nodes)):
+        if done[index]:
+            continue
+        chain = _longest_chain(graph, index, consumers, ordered_rules)
+        for member in chain:
+            done[member] = True
+        kernels.append(_kernel(graph, chain))
+    return tuple(kernels)
+
+
+def _longest_chain(
+    graph: DeployGraph, start: int, consumers: list[list[int]], rules: Sequence[FusionRule]
+) -> tuple[int, ...]:
+    for rule in rules:
+        if label(graph.nodes[start].op) != rule[0]:
+            continue
+        chain = [start]
+        for wanted in rule[1:]:
+            following = consumers[chain[-1]]
+            # A value read twice by one node (x + x) has two entries here and stays as it is.
+            if len(following) != 1 or label(graph.nodes[following[0]].op) != wanted:
+                break
+            next_node = graph.nodes[following[0]]
+            if next_node.inputs[0] != chain[-1] and not isinstance(next_node.op, Add):
+                break
+            # What joins from the side must exist before the kernel runs.
+            if any(source > start and source != chain[-1] for source in next_node.inputs):
+                break
+            chain.append(following[0])
+        if len(chain) == len(rule):
+            return tuple(chain)
+    return (start,)
+
+
+def _kernel(graph: DeployGraph, chain: tuple[int, ...]) -> Kernel:
+    in_shapes = list(graph.input_shapes(graph.nodes[chain[0]]))
+    for previous, index in itertools.pairwise(chain):
+        in_shapes += [graph.nodes[source].shape for source in graph.nodes[index].inputs if source != previous]
+    return Kernel(tuple(graph.nodes[index].op for index in chain), tuple(in_shapes), graph.nodes[chain[-1]].shape)

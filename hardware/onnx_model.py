@@ -1,0 +1,144 @@
+"""A deploy model as ONNX: one emitter per operation, so that nothing is left to a tracer's guess.
+
+The file is plain: one input `image` (batch, channels, height, width), one output `logits` or what the graph makes,
+fp32 weights inside, operator set 17, which every runtime of interest reads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hardware.graph import DeployModel, Node
+from hardware.ops import Activation, Add, Conv, Flatten, GlobalPool, Input, Mul, Pool
+
+OPSET = 17
+# The newest onnx writes a later version of the container than older runtimes accept; 8 belongs to operator set 17.
+IR_VERSION = 8
+INPUT_NAME = "image"
+OUTPUT_NAME = "output"
+
+# (node, its input names, its output name) to the ONNX nodes that compute it.
+Emitter = Callable[[Node, Sequence[str], str], list[onnx.NodeProto]]
+
+
+def _one(op_type: str, inputs: Sequence[str], output: str, **attributes: Any) -> list[onnx.NodeProto]:
+    return [helper.make_node(op_type, list(inputs), [output], name=output, **attributes)]
+
+
+def _conv(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    op = node.op
+    assert isinstance(op, Conv)
+    return _one(
+        "Conv",
+        [*inputs, f"{node.name}.weight", f"{node.name}.bias"],
+        output,
+        kernel_shape=op.kernel,
+        strides=(op.stride, op.stride),
+        pads=(*op.padding, *op.padding),
+        dilations=(op.dilation, op.dilation),
+        group=op.groups,
+    )
+
+
+def _pool(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    op = node.op
+    assert isinstance(op, Pool)
+    window = {"kernel_shape": op.kernel, "strides": (op.stride, op.stride), "pads": (*op.padding, *op.padding)}
+    if op.kind == "average":
+        return _one("AveragePool", inputs, output, count_include_pad=1, **window)
+    return _one("MaxPool", inputs, output, **window)
+
+
+def _relu6(inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    return _one("Clip", [*inputs, "zero", "six"], output)
+
+
+def _silu(inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    gate = f"{output}_gate"
+    return [*_one("Sigmoid", inputs, gate), *_one("Mul", [inputs[0], gate], output)]
+
+
+def _gelu(inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    # x / 2 (1 + erf(x / sqrt 2)); Gelu itself exists from operator set 20 only.
+    scaled, error, shifted, half = (f"{output}_{part}" for part in ("scaled", "erf", "shifted", "half"))
+    return [
+        *_one("Mul", [inputs[0], "inverse_root_two"], scaled),
+        *_one("Erf", [scaled], error),
+        *_one("Add", [error, "one"], shifted),
+        *_one("Mul", [inputs[0], "half"], half),
+        *_one("Mul", [half, shifted], output),
+    ]
+
+
+ACTIVATIONS: Mapping[str, Callable[[Sequence[str], str], list[onnx.NodeProto]]] = {
+    "relu": lambda inputs, output: _one("Relu", inputs, output),
+    "relu6": _relu6,
+    "silu": _silu,
+    "hardswish": lambda inputs, output: _one("HardSwish", inputs, output),
+    "hardsigmoid": lambda inputs, output: _one("HardSigmoid", inputs, output, alpha=1 / 6, beta=0.5),
+    "sigmoid": lambda inputs, output: _one("Sigmoid", inputs, output),
+    "gelu": _gelu,
+}
+
+CONSTANTS: Mapping[str, float] = {"zero": 0, "six": 6, "one": 1, "half": 0.5, "inverse_root_two": 0.5**0.5}
+
+
+def _activation(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    assert isinstance(node.op, Activation)
+    return ACTIVATIONS[node.op.kind](inputs, output)
+
+
+EMITTERS: Mapping[type, Emitter] = {
+    Input: lambda node, inputs, output: [],
+    Conv: _conv,
+    Pool: _pool,
+    GlobalPool: lambda node, inputs, output: _one("GlobalAveragePool", inputs, output),
+    Activation: _activation,
+    Add: lambda node, inputs, output: _one("Add", inputs, output),
+    Mul: lambda node, inputs, output: _one("Mul", inputs, output),
+    Flatten: lambda node, inputs, output: _one("Flatten", inputs, output, axis=1),
+}
+
+
+def to_onnx(
+    model: DeployModel, *, metadata: Mapping[str, str] | None = None, batch: int | None = None
+) -> onnx.ModelProto:
+    """The model as ONNX, checked by onnx itself.
+
+    batch None leaves the first axis free; a number fixes it, as the smallest devices want. `metadata` travels inside
+    the file.
+    """
+    graph = model.graph
+    names = [INPUT_NAME] + [node.name for node in graph.nodes[1:-1]] + [OUTPUT_NAME]
+    nodes = [
+        emitted
+        for index, node in enumerate(graph.nodes)
+        for emitted in EMITTERS[type(node.op)](node, [names[source] for source in node.inputs], names[index])
+    ]
+    weights = [
+        numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name)
+        for name, value in model.weights.items()
+    ]
+    used = {name for node in nodes for name in node.input}
+    constants = [
+        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in CONSTANTS.items() if name in used
+    ]
+    first_axis: int | str = "batch" if batch is None else batch
+    proto = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "network",
+            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.input_shape])],
+            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.output_shape])],
+            initializer=weights + constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="edge-nas",
+    )
+    helper.set_model_props(proto, dict(metadata or {}))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto

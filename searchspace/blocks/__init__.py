@@ -1,0 +1,1 @@
+"""Block families: each file holds one design, and registers itself."""

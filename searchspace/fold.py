@@ -1,0 +1,106 @@
+"""The algebra of structural re-parameterization, on pairs of weight and bias, written once for all families.
+
+A convolution is linear, so parallel branches over one input add up to a single convolution, and a batch norm with fixed
+statistics is a scale and a shift. Everything here returns new tensors in the dtype of its input.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvWeights(NamedTuple):
+    """What a convolution computes with: weight (out, in / groups, kh, kw) and bias (out,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def conv_weights(conv: nn.Conv2d) -> ConvWeights:
+    """The weights of a convolution, with a bias of zeros where it has none."""
+    weight = conv.weight.detach()
+    return ConvWeights(weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach())
+
+
+def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
+    """The convolution that computes `norm(conv(x))` with the running statistics.
+
+    Source: PBConv Eq. 4-5 and RDPNet Eq. 1-2; both leave out the epsilon, which torch adds to the variance.
+    Raises:
+        ValueError: the norm keeps no running statistics, so nothing is fixed that could be folded.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a batch norm without running statistics cannot be folded; build it with track_running_stats")
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    shift = torch.zeros_like(scale)
+    if norm.affine:
+        scale, shift = scale * norm.weight.detach(), norm.bias.detach()
+    return ConvWeights(conv.weight * scale[:, None, None, None], (conv.bias - norm.running_mean) * scale + shift)
+
+
+def identity_conv(like: Tensor, groups: int) -> ConvWeights:
+    """The convolution that returns its input, with a weight of the shape, dtype and device of `like`.
+
+    Raises:
+        ValueError: `like` (out, in / groups, k, k) changes the number of channels, or k is even.
+    """
+    channels, group_width, height, width = like.shape
+    if channels != group_width * groups or height % 2 == 0 or width % 2 == 0:
+        raise ValueError(
+            f"an identity needs equal channels in and out and odd kernels, got {tuple(like.shape)}, groups={groups}"
+        )
+    weight = torch.zeros_like(like)
+    outputs = torch.arange(channels, device=like.device)
+    weight[outputs, outputs % group_width, height // 2, width // 2] = 1
+    return ConvWeights(weight, like.new_zeros(channels))
+
+
+def embed(conv: ConvWeights, kernel: tuple[int, int], row: int, column: int) -> ConvWeights:
+    """The same small kernel inside a larger one of zeros, its first cell at (row, column).
+
+    Source: PBConv Eq. 9.
+    Raises:
+        ValueError: it does not fit inside.
+    """
+    height, width = conv.weight.shape[2:]
+    below, right = kernel[0] - row - height, kernel[1] - column - width
+    if min(row, column, below, right) < 0:
+        raise ValueError(f"a {height}x{width} kernel at ({row}, {column}) does not fit inside {kernel[0]}x{kernel[1]}")
+    return ConvWeights(nn.functional.pad(conv.weight, (column, right, row, below)), conv.bias)
+
+
+def add_branches(branches: Sequence[ConvWeights]) -> ConvWeights:
+    """The one convolution that computes the sum of parallel ones with weights of equal shape.
+
+    Source: PBConv Eq. 8, RepVGG section 3.3.
+    Raises:
+        ValueError: the shapes differ.
+    """
+    shapes = {tuple(branch.weight.shape) for branch in branches}
+    if len(shapes) != 1:
+        raise ValueError(f"branches add up when their weights have one shape, got {sorted(shapes)}; embed them first")
+    return ConvWeights(
+        torch.stack([branch.weight for branch in branches]).sum(0),
+        torch.stack([branch.bias for branch in branches]).sum(0),
+    )
+
+
+def shuffle_order(channels: int, groups: int) -> Tensor:
+    """Where each channel of a channel shuffle comes from: `shuffled[k] = x[order[k]]`.
+
+    Source: ShuffleNet, section 3.1; RDPNet, section 3.
+    Raises:
+        ValueError: the groups do not divide the channels.
+    """
+    if channels % groups:
+        raise ValueError(f"shuffle groups must divide the channels, got {groups} groups for {channels} channels")
+    return torch.arange(channels).reshape(groups, channels // groups).T.reshape(-1)
+
+
+def absorb_input_order(conv: ConvWeights, order: Tensor) -> ConvWeights:
+    """The dense convolution that computes `conv(x[order])` from x itself."""
+    weight = torch.empty_like(conv.weight)
+    weight[:, order.to(weight.device)] = conv.weight
+    return ConvWeights(weight, conv.bias)

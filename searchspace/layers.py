@@ -1,0 +1,197 @@
+"""Parts that several block families share, each with its train form and the operations it becomes."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hardware.graph import GraphBuilder
+from hardware.graph import Tensor as GraphTensor
+from hardware.ops import Activation, Add, Conv, GlobalPool, Mul
+from searchspace.coverage import Layout, Rectangle
+from searchspace.fold import ConvWeights, add_branches, conv_weights, embed, fold_batchnorm, identity_conv
+
+ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "gelu": nn.GELU,
+}
+
+
+def same_padding(kernel: int, dilation: int = 1) -> int:
+    """The padding on each side that keeps the size at stride 1, for an odd kernel."""
+    return dilation * (kernel - 1) // 2
+
+
+def centre(kernel: int) -> Rectangle:
+    """The middle cell of an odd kernel, which is where a parallel 1x1 convolution looks."""
+    return Rectangle(kernel // 2, kernel // 2, 1, 1)
+
+
+class ConvBranch(nn.Module):
+    """One branch of a `BranchedConv`: a small convolution over a rectangle inside the kernel, then batch norm.
+
+    Its window must stay a part of the host's window, which sets the padding on each side; a negative one crops.
+    Source: PBConv, section 4.2 ("new padding values might be negative, which means cropping").
+    """
+
+    def __init__(self, host: nn.Conv2d, rectangle: Rectangle, norm: bool) -> None:
+        super().__init__()
+        self.rectangle = rectangle
+        (height, width), (pad_y, pad_x), (dil_y, dil_x) = _pairs(host)
+        top = pad_y - rectangle.row * dil_y
+        bottom = pad_y - (height - rectangle.row - rectangle.height) * dil_y
+        left = pad_x - rectangle.column * dil_x
+        right = pad_x - (width - rectangle.column - rectangle.width) * dil_x
+        symmetric = top == bottom >= 0 and left == right >= 0
+        self.pad = None if symmetric else (left, right, top, bottom)
+        self.conv = nn.Conv2d(
+            host.in_channels,
+            host.out_channels,
+            (rectangle.height, rectangle.width),
+            stride=host.stride,  # type: ignore[arg-type]
+            padding=(top, left) if symmetric else 0,
+            dilation=host.dilation,  # type: ignore[arg-type]
+            groups=host.groups,
+            bias=not norm,
+        )
+        self.norm = nn.BatchNorm2d(host.out_channels) if norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad is not None:
+            x = nn.functional.pad(x, self.pad)
+        x = self.conv(x)
+        return x if self.norm is None else self.norm(x)
+
+    def folded(self) -> ConvWeights:
+        """The branch as one small convolution."""
+        weights = conv_weights(self.conv)
+        return weights if self.norm is None else fold_batchnorm(weights, self.norm)
+
+
+class BranchedConv(nn.Module):
+    """A convolution with parallel branches at train time: the one form behind RepVGG, RDP and PBConv.
+
+    The sum of a KxK convolution, of one small convolution per rectangle and, where asked, of the identity, each with
+    its own batch norm (or none, as in networks for restoration). `folded` is the single KxK convolution that computes
+    the same in eval mode. A rectangle at the centre of size 1x1 is RepVGG's 1x1 branch; a layout's rectangles are
+    PBConv's.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, *, rectangles: Sequence[Rectangle] = (), identity: bool = False, norm: bool = True
+    ):
+        super().__init__()
+        if identity and (conv.in_channels != conv.out_channels or set(conv.stride) != {1}):
+            raise ValueError(
+                "an identity branch needs equal channels and stride 1, got "
+                f"{conv.in_channels} -> {conv.out_channels} with stride {conv.stride}"
+            )
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels) if norm else None
+        self.branches = nn.ModuleList(ConvBranch(conv, rectangle, norm) for rectangle in rectangles)
+        self.identity_norm = nn.BatchNorm2d(conv.in_channels) if identity else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        if self.norm is not None:
+            y = self.norm(y)
+        for branch in self.branches:
+            y = y + branch(x)
+        return y if self.identity_norm is None else y + self.identity_norm(x)
+
+    def folded(self) -> ConvWeights:
+        """The single convolution that computes the same as all branches do in eval mode."""
+        kernel, _, _ = _pairs(self.conv)
+        weights = conv_weights(self.conv)
+        parts = [weights if self.norm is None else fold_batchnorm(weights, self.norm)]
+        for branch in self.branches:
+            assert isinstance(branch, ConvBranch)
+            parts.append(embed(branch.folded(), kernel, branch.rectangle.row, branch.rectangle.column))
+        if self.identity_norm is not None:
+            parts.append(fold_batchnorm(identity_conv(weights.weight, self.conv.groups), self.identity_norm))
+        return add_branches(parts)
+
+
+def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    kernel, padding, dilation = conv.kernel_size, conv.padding, conv.dilation
+    assert not isinstance(padding, str)
+    return (kernel[0], kernel[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+
+
+def layout_rectangles(layout: Layout | None, kernel: int) -> tuple[Rectangle, ...]:
+    """The PBConv branches of a convolution with `kernel`; none without a layout.
+
+    Raises:
+        ValueError: the layout was made for another kernel size.
+    """
+    if layout is None:
+        return ()
+    if layout.kernel != kernel:
+        raise ValueError(f"a layout fits kernels of its own size, got {layout} for a {kernel}x{kernel} convolution")
+    return layout.rectangles
+
+
+def square_conv(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size at stride 1, to be followed by batch norm."""
+    return nn.Conv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=same_padding(kernel), groups=groups, bias=False
+    )
+
+
+def emit_square_conv(
+    graph: GraphBuilder, name: str, x: GraphTensor, conv: Conv, activation: str | None = None
+) -> GraphTensor:
+    """Appends a convolution as node `name` and, where asked, the activation behind it."""
+    x = graph.add(name, conv, x)
+    return x if activation is None else graph.add(f"{name}_{activation}", Activation(activation), x)
+
+
+def deployed_conv(out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> Conv:
+    """The operation that `square_conv` becomes."""
+    padding = same_padding(kernel)
+    return Conv(out_channels, (kernel, kernel), stride, (padding, padding), 1, groups)
+
+
+def squeezed_width(channels: int, reduction: int) -> int:
+    """The inner width of squeeze-and-excite: channels / reduction, at least 1."""
+    return max(1, channels // reduction)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excite: each channel is scaled by a gate that sees the means of all channels.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", section 3; the hard sigmoid is MobileNetV3's, section 5.3.
+    """
+
+    def __init__(self, channels: int, reduction: int = 4) -> None:
+        super().__init__()
+        inner = squeezed_width(channels, reduction)
+        self.squeeze = nn.Conv2d(channels, inner, 1)
+        self.excite = nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
+        return x * nn.functional.hardsigmoid(self.excite(gate))
+
+    def folded(self) -> dict[str, ConvWeights]:
+        """The weights of the two operations that `emit_squeeze_excite` appends."""
+        return {"squeeze": conv_weights(self.squeeze), "excite": conv_weights(self.excite)}
+
+
+def emit_squeeze_excite(graph: GraphBuilder, x: GraphTensor, reduction: int = 4) -> GraphTensor:
+    """Appends what a `SqueezeExcite` computes, its nodes named `pool`, `squeeze`, `excite` and `gate`."""
+    channels = x.shape[0]
+    gate = graph.add("pool", GlobalPool(), x)
+    gate = emit_square_conv(graph, "squeeze", gate, Conv(squeezed_width(channels, reduction), (1, 1)), "relu")
+    gate = emit_square_conv(graph, "excite", gate, Conv(channels, (1, 1)), "hardsigmoid")
+    return graph.add("gate", Mul(), x, gate)
+
+
+def emit_residual(graph: GraphBuilder, x: GraphTensor, y: GraphTensor) -> GraphTensor:
+    """Appends the sum of a block's input and its result."""
+    return graph.add("residual", Add(), y, x)

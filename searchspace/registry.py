@@ -1,0 +1,95 @@
+"""The block families: how a new design enters the space, in one file and one registration."""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass
+from difflib import get_close_matches
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from hardware.graph import GraphBuilder
+from hardware.graph import Tensor as GraphTensor
+from hardware.ops import Shape
+from searchspace.fold import ConvWeights
+
+
+class BlockSpec(Protocol):
+    """A frozen dataclass that says everything about one block; fields marked `train_gene` cost nothing at deploy."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __hash__(self) -> int: ...
+
+
+class TrainBlock(Protocol):
+    """The train form of a block: an `nn.Module` from a batch of its input shape to a batch of its output shape."""
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def folded(self) -> dict[str, ConvWeights]:
+        """Weights by the names of the nodes that the family's `emit` adds."""
+
+
+@dataclass(frozen=True)
+class BlockFamily:
+    """A block design: its spec, its train form, and the operations that the train form folds into.
+
+    `train(in_shape, spec)` and `emit(graph, x, spec)` describe one thing twice; the contract tests hold them together
+    for every registered family, on the `examples`: pairs of an input shape and a spec that show each option once.
+    """
+
+    name: str
+    spec: type[Any]
+    train: Callable[[Shape, Any], nn.Module]
+    emit: Callable[[GraphBuilder, GraphTensor, Any], GraphTensor]
+    examples: tuple[tuple[Shape, Any], ...]
+
+
+_FAMILIES: dict[str, BlockFamily] = {}
+_BY_SPEC: dict[type[Any], BlockFamily] = {}
+
+
+def register(family: BlockFamily) -> None:
+    """Makes a family available to specs, spaces and files.
+
+    Raises:
+        ValueError: the name or the spec class is taken by another family.
+    """
+    if family.name in _FAMILIES or family.spec in _BY_SPEC:
+        raise ValueError(f"family {family.name!r} or its spec {family.spec.__name__} is registered already")
+    _FAMILIES[family.name] = family
+    _BY_SPEC[family.spec] = family
+
+
+def families() -> tuple[BlockFamily, ...]:
+    """Every registered family."""
+    _load_own()
+    return tuple(_FAMILIES.values())
+
+
+def family_named(name: str) -> BlockFamily:
+    """The family called `name`.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    _load_own()
+    if name not in _FAMILIES:
+        near = get_close_matches(name, _FAMILIES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown block family {name!r}, known: {', '.join(sorted(_FAMILIES))}{hint}")
+    return _FAMILIES[name]
+
+
+def family_of(spec: BlockSpec) -> BlockFamily:
+    """The family that a block spec belongs to."""
+    _load_own()
+    return _BY_SPEC[type(spec)]
+
+
+def _load_own() -> None:
+    # Our own families register on import; whoever asks for a family by name should not have to import them.
+    import searchspace.blocks.classifier
+    import searchspace.blocks.inverted
+    import searchspace.blocks.rdp
+    import searchspace.blocks.rep  # noqa: F401

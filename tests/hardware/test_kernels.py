@@ -1,0 +1,67 @@
+"""Which operations run as one kernel."""
+
+from hardware.graph import GraphBuilder
+from hardware.kernels import fuse
+from hardware.ops import Activation, Add, Conv, GlobalPool, Mul
+
+CONV = Conv(4, (3, 3), 1, (1, 1))
+RULES = [("conv", "relu"), ("conv", "add", "relu")]
+
+
+def labels(kernels):
+    return [kernel.key.split("(")[0] + "".join("+" + part for part in kernel.key.split("+")[1:]) for kernel in kernels]
+
+
+def test_a_convolution_swallows_its_activation_and_only_the_named_one():
+    graph = GraphBuilder((4, 6, 6))
+    x = graph.add("a", CONV, graph.input)
+    x = graph.add("a_relu", Activation("relu"), x)
+    x = graph.add("b", CONV, x)
+    graph.add("b_silu", Activation("silu"), x)
+    assert labels(fuse(graph.build(), RULES)) == ["conv+relu", "conv", "silu"]
+
+
+def test_a_value_that_is_read_twice_is_written_out():
+    graph = GraphBuilder((4, 6, 6))
+    x = graph.add("a", CONV, graph.input)
+    y = graph.add("a_relu", Activation("relu"), x)
+    graph.add("sum", Add(), y, x)
+    assert labels(fuse(graph.build(), RULES)) == ["conv", "relu", "add"]
+
+
+def test_the_longest_rule_wins_and_keeps_the_other_side():
+    graph = GraphBuilder((4, 6, 6))
+    y = graph.add("a", CONV, graph.input)
+    y = graph.add("sum", Add(), graph.input, y)
+    graph.add("relu", Activation("relu"), y)
+    (kernel,) = fuse(graph.build(), RULES)
+    assert kernel.in_shapes == ((4, 6, 6), (4, 6, 6))
+    assert kernel.key == "conv(4x6x6,4x6x6>4 k3x3 s1 p1x1 g1)+add+relu"
+
+
+def test_a_sum_waits_for_its_other_side():
+    graph = GraphBuilder((4, 6, 6))
+    first = graph.add("first", CONV, graph.input)
+    later = graph.add("later", CONV, graph.input)
+    graph.add("sum", Add(), first, later)
+    # `first` runs before `later` exists, so the sum can only join the later one.
+    kernels = fuse(graph.build(), [("conv", "add")])
+    assert labels(kernels) == ["conv", "conv+add"]
+
+
+def test_a_gate_does_not_enter_a_chain_by_its_side():
+    graph = GraphBuilder((4, 6, 6))
+    gate = graph.add("mean", GlobalPool(), graph.input)
+    gate = graph.add("excite", Conv(4, (1, 1)), gate)
+    graph.add("gated", Mul(), graph.input, gate)
+    assert labels(fuse(graph.build(), [("conv", "mul")])) == ["global_pool", "conv", "mul"]
+
+
+def test_keys_tell_apart_what_costs_differently():
+    def key(op, shape=(4, 6, 6)):
+        graph = GraphBuilder(shape)
+        graph.add("op", op, graph.input)
+        return fuse(graph.build(), [])[0].key
+
+    ops = [CONV, Conv(4, (3, 3), 2, (1, 1)), Conv(4, (3, 3), 1, (2, 2), 2), Conv(4, (3, 3), 1, (1, 1), 1, 4)]
+    assert len({key(op) for op in ops} | {key(CONV, (4, 6, 7))}) == 5

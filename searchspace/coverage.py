@@ -257,7 +257,7 @@ def mutate_sequence(
     """A sequence with one step changed, whose layout differs and is one that the generator can draw.
 
     The changed sequence is cut where it covers the kernel, or goes on with its own types until it does.
-    Where no single change leads to another layout within max_branches (None: no limit), a newly generated sequence.
+    Where no single change keeps to three types and to max_branches (None: no limit), a newly generated sequence.
 
     Raises:
         ValueError: as `place` and `generate_sequence`.
@@ -269,8 +269,8 @@ def mutate_sequence(
     for step, new in changes:
         changed = (*sequence[:step], new, *sequence[step + 1 :])
         mutant = _complete(changed, changed, kernel, rng)
-        fits = len(set(mutant)) <= MAX_TYPES and (max_branches is None or len(mutant) <= max_branches)
-        if fits and place(mutant, kernel) != original:
+        # The layout differs without a look: it holds one rectangle per step, and some type now has more or fewer.
+        if len(set(mutant)) <= MAX_TYPES and (max_branches is None or len(mutant) <= max_branches):
             return mutant
     while True:
         mutant = generate_sequence(kernel, rng, max_branches)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hardware.graph import DeployGraph, DeployModel, GraphBuilder, with_weights
 from hardware.ops import Shape
-from searchspace.registry import BlockSpec, family_of
+from searchspace.registry import BlockSpec, family_of, folded_weights
 from searchspace.spec import ArchSpec
 
 
@@ -72,7 +72,7 @@ def deploy(network: Network) -> DeployModel:
     weights = {
         f"{path}.{node}.{tensor}": value.detach().cpu().numpy()
         for path, block in zip(network.paths, network.blocks, strict=True)
-        for node, conv in block.folded().items()  # type: ignore[operator]
-        for tensor, value in conv._asdict().items()
+        for node, tensors in folded_weights(block).items()
+        for tensor, value in tensors.items()
     }
     return with_weights(deploy_graph(network.spec), weights)

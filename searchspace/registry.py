@@ -30,6 +30,12 @@ class TrainBlock(Protocol):
         """Weights by the names of the nodes that the family's `emit` adds."""
 
 
+def folded_weights(block: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """What a train block folds into: by the name of the node that it is for, by the name of the tensor within."""
+    folded: dict[str, ConvWeights] = block.folded()  # type: ignore[operator]
+    return {node: conv._asdict() for node, conv in folded.items()}
+
+
 @dataclass(frozen=True)
 class BlockFamily:
     """A block design: its spec, its train form, and the operations that the train form folds into.

@@ -1,0 +1,31 @@
+"""What an evaluation gives back: numbers, or a failure with its reason; never None and never NaN."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An evaluation that gave no number, and why, in one line."""
+
+    reason: str
+
+
+Outcome = Mapping[str, float] | Failure
+
+
+def checked(values: Mapping[str, float]) -> Outcome:
+    """The values, or a failure that names those which are not finite.
+
+    One NaN among scores can replace a whole Pareto front, so none gets in.
+    """
+    broken = sorted(name for name, value in values.items() if not math.isfinite(value))
+    if broken:
+        return Failure(f"not finite: {', '.join(f'{name} = {values[name]}' for name in broken)}")
+    return values
+
+
+def failure_from(error: BaseException) -> Failure:
+    """The failure that an exception means, its message on one line."""
+    return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])

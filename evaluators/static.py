@@ -1,0 +1,100 @@
+"""Everything that follows from a spec without building a network: MACs, parameters, memory and predicted latency.
+
+Costs are sums over blocks, and what a block costs follows from the shape that enters it and its own few numbers. Each
+block is worked out once and remembered, so that a network costs a look-up per block: microseconds.
+"""
+
+from dataclasses import dataclass
+from functools import reduce
+
+from hardware.cost import BYTES_PER_FLOAT, cost
+from hardware.kernels import fuse
+from hardware.latency_table import Latency, Tier
+from hardware.ops import Shape
+from hardware.targets import Target
+from searchspace.network import block_graph
+from searchspace.registry import BlockSpec
+from searchspace.spec import ArchSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StaticCost:
+    """What a network costs on a target, known before anything is trained; memory and MACs at batch 1 in fp32."""
+
+    macs: int
+    params: int
+    peak_memory_bytes: int
+    latency: Latency
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCost:
+    """One block's share; `latency_ms` is the sum of its kernels and `tier` the worst of theirs."""
+
+    out_shape: Shape
+    macs: int
+    params: int
+    peak_activation_bytes: int
+    latency_ms: float
+    tier: Tier
+
+
+class StaticCosts:
+    """Costs of networks on one target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._blocks: dict[tuple[Shape, BlockSpec], BlockCost] = {}
+
+    def block(self, in_shape: Shape, block: BlockSpec) -> BlockCost:
+        """What one block costs after a given shape.
+
+        Raises:
+            UnmeasuredKernel: the target's table is of measured kernels and lacks one.
+            ValueError: the block does not fit the shape.
+        """
+        found = self._blocks.get((in_shape, block))
+        if found is None:
+            found = self._blocks[in_shape, block] = _block_cost(self.target, in_shape, block)
+        return found
+
+    def __call__(self, spec: ArchSpec) -> StaticCost:
+        """What the whole network costs.
+
+        Raises:
+            UnmeasuredKernel: the target's table is of measured kernels and lacks one.
+            ValueError: the blocks do not fit each other.
+        """
+        shape: Shape = spec.input_shape
+        macs = params = peak = 0
+        latency_ms, tier = 0.0, Tier.MEASURED
+        for _, block in spec.blocks():
+            part = self.block(shape, block)
+            macs += part.macs
+            params += part.params
+            peak = max(peak, part.peak_activation_bytes)
+            latency_ms += part.latency_ms
+            tier = worse(tier, part.tier)
+            shape = part.out_shape
+        return StaticCost(
+            macs, params, params * BYTES_PER_FLOAT + peak, self.target.latency_model.network(latency_ms, tier)
+        )
+
+
+def worse(first: Tier, second: Tier) -> Tier:
+    """The one of two tiers that deserves less trust."""
+    return max(first, second, key=list(Tier).index)
+
+
+def _block_cost(target: Target, in_shape: Shape, block: BlockSpec) -> BlockCost:
+    graph = block_graph(in_shape, block)
+    own = cost(graph)
+    latencies = [target.latency_model.kernel(kernel) for kernel in fuse(graph, target.fusion_rules)]
+    return BlockCost(
+        graph.output_shape,
+        own.macs,
+        own.params,
+        own.peak_activation_bytes,
+        sum(latency.value_ms for latency in latencies),
+        reduce(worse, (latency.tier for latency in latencies), Tier.MEASURED),
+    )

@@ -5,11 +5,11 @@ iterations", which costs 1 to 10 % of training.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from evaluators.datasets import Splits
 from evaluators.dispersion import network_dispersion
 from evaluators.evaluator import Outcome, checked, failure_from
-from evaluators.datasets import Splits
 from evaluators.training import Recipe, TrainingDiverged, train_steps
 from searchspace.network import build_network
 from searchspace.spec import ArchSpec
@@ -20,14 +20,15 @@ class EarlySettings:
     """How long the first look is. Running statistics need some tens of iterations before a folded kernel means much."""
 
     iterations: int = 20
-    recipe: Recipe = Recipe()
+    recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=32))
 
 
 def look_early(spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: int) -> Outcome:
     """What is known of a candidate after a few iterations, or why nothing is.
 
-    `dispersion` and its value at the start, `dispersion_start`, which candidates differ in for a reason that has nothing
-    to do with learning (how often their branches cover a position); `loss`, the mean over the last quarter; `seconds`.
+    `dispersion`, and `dispersion_start` before the first iteration, in which candidates differ for a reason that has
+    nothing to do with learning (how often their branches cover a position); `loss`, the mean over the last quarter of
+    the iterations; `seconds` of wall time.
     """
     started = time.perf_counter()
     try:

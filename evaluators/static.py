@@ -5,16 +5,18 @@ block is worked out once and remembered, so that a network costs a look-up per b
 """
 
 from dataclasses import dataclass
-from functools import reduce
 
 from hardware.cost import BYTES_PER_FLOAT, cost
 from hardware.kernels import fuse
-from hardware.latency_table import Latency, Tier
+from hardware.latency_table import Latency, Tier, worst_tier
 from hardware.ops import Shape
 from hardware.targets import Target
 from searchspace.network import block_graph
 from searchspace.registry import BlockSpec
 from searchspace.spec import ArchSpec
+
+# Starting an operation takes about as long as so many multiply-adds, on anything from a small board to a desktop.
+MACS_PER_OPERATION = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,11 @@ class StaticCosts:
             found = self._blocks[in_shape, block] = _block_cost(self.target, in_shape, block)
         return found
 
+    def macs_and_overhead(self, in_shape: Shape, block: BlockSpec) -> float:
+        """Multiply-adds of a block and a share for each operation: a stand-in for latency where none is known yet."""
+        graph = block_graph(in_shape, block)
+        return cost(graph).macs + MACS_PER_OPERATION * len(graph.nodes)
+
     def __call__(self, spec: ArchSpec) -> StaticCost:
         """What the whole network costs.
 
@@ -67,23 +74,18 @@ class StaticCosts:
         """
         shape: Shape = spec.input_shape
         macs = params = peak = 0
-        latency_ms, tier = 0.0, Tier.MEASURED
+        latency_ms, tier = 0.0, Tier.measured
         for _, block in spec.blocks():
             part = self.block(shape, block)
             macs += part.macs
             params += part.params
             peak = max(peak, part.peak_activation_bytes)
             latency_ms += part.latency_ms
-            tier = worse(tier, part.tier)
+            tier = worst_tier((tier, part.tier))
             shape = part.out_shape
         return StaticCost(
             macs, params, params * BYTES_PER_FLOAT + peak, self.target.latency_model.network(latency_ms, tier)
         )
-
-
-def worse(first: Tier, second: Tier) -> Tier:
-    """The one of two tiers that deserves less trust."""
-    return max(first, second, key=list(Tier).index)
 
 
 def _block_cost(target: Target, in_shape: Shape, block: BlockSpec) -> BlockCost:
@@ -96,5 +98,5 @@ def _block_cost(target: Target, in_shape: Shape, block: BlockSpec) -> BlockCost:
         own.params,
         own.peak_activation_bytes,
         sum(latency.value_ms for latency in latencies),
-        reduce(worse, (latency.tier for latency in latencies), Tier.MEASURED),
+        worst_tier(latency.tier for latency in latencies),
     )

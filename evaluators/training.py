@@ -50,7 +50,8 @@ def train_steps(network: nn.Module, splits: Splits, recipe: Recipe, steps: int, 
         TrainingDiverged: a loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for parameter in network.parameters():
         (decayed if parameter.dim() > 1 else spared).append(parameter)
     optimizer = torch.optim.AdamW(

@@ -4,6 +4,7 @@ The file is plain: one input `image` (batch, channels, height, width), one outpu
 fp32 weights inside, operator set 17, which every runtime of interest reads.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,20 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hardware.graph import DeployModel, Node
-from hardware.ops import Activation, Add, Conv, Flatten, GlobalPool, Input, Mul, Pool
+from hardware.kernels import Kernel
+from hardware.ops import (
+    ARITY,
+    Activation,
+    Add,
+    Conv,
+    Flatten,
+    GlobalPool,
+    Input,
+    Mul,
+    Pool,
+    output_shape,
+    weight_shapes,
+)
 
 OPSET = 17
 # The newest onnx writes a later version of the container than older runtimes accept; 8 belongs to operator set 17.
@@ -103,6 +117,34 @@ EMITTERS: Mapping[type, Emitter] = {
 }
 
 
+def kernel_model(kernel: Kernel) -> onnx.ModelProto:
+    """One kernel alone, batch 1, as ONNX: every shape that enters it is an input, its weights are zeros.
+
+    What a kernel takes does not depend on the weights; zeros are what the published benchmarks use as well.
+    """
+    entering = [f"input{index}" for index in range(len(kernel.in_shapes))]
+    sides = iter(zip(entering[1:], kernel.in_shapes[1:], strict=True))
+    value, shape = entering[0], kernel.in_shapes[0]
+    nodes: list[onnx.NodeProto] = []
+    weights: list[onnx.TensorProto] = []
+    for index, op in enumerate(kernel.ops):
+        inputs = [(value, shape), *itertools.islice(sides, ARITY[type(op)] - 1)]
+        names, in_shapes = zip(*inputs, strict=True)
+        value, shape = f"op{index}", output_shape(op, in_shapes)
+        nodes += EMITTERS[type(op)](Node(value, op, (), shape), names, value)
+        weights += [
+            numpy_helper.from_array(np.zeros(size, np.float32), f"{value}.{name}")
+            for name, size in weight_shapes(op, in_shapes).items()
+        ]
+    entering_info = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size])
+        for name, size in zip(entering, kernel.in_shapes, strict=True)
+    ]
+    return _model(
+        nodes, entering_info, helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, *kernel.out_shape]), weights
+    )
+
+
 def to_onnx(
     model: DeployModel, *, metadata: Mapping[str, str] | None = None, batch: int | None = None
 ) -> onnx.ModelProto:
@@ -122,23 +164,31 @@ def to_onnx(
         numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name)
         for name, value in model.weights.items()
     ]
-    used = {name for node in nodes for name in node.input}
-    constants = [
-        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in CONSTANTS.items() if name in used
-    ]
     first_axis: int | str = "batch" if batch is None else batch
-    proto = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "network",
-            [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.input_shape])],
-            [helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.output_shape])],
-            initializer=weights + constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="edge-nas",
+    proto = _model(
+        nodes,
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.input_shape])],
+        helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [first_axis, *graph.output_shape]),
+        weights,
     )
     helper.set_model_props(proto, dict(metadata or {}))
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    output: onnx.ValueInfoProto,
+    weights: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    used = {name for node in nodes for name in node.input}
+    constants = [
+        numpy_helper.from_array(np.array(value, np.float32), name) for name, value in CONSTANTS.items() if name in used
+    ]
+    return helper.make_model(
+        helper.make_graph(nodes, "network", inputs, [output], initializer=weights + constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="edge-nas",
+    )

@@ -7,64 +7,98 @@ road, found by uniform-cost search (Dijkstra, 1959), which opens only what is ch
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from hardware.ops import Shape
-from searchspace.choosers import every_outcome
+from searchspace.choosers import Gene, every_outcome
 from searchspace.network import block_graph
 from searchspace.registry import BlockSpec
-from searchspace.spaces import Frame, Space, Task, stage_output
+from searchspace.spaces import Frame, Space, Task
 from searchspace.spec import ArchSpec, Stage
 
 # What a block costs after a shape; never negative.
 BlockPrice = Callable[[Shape, BlockSpec], float]
 
 
-def cheapest_member(space: Space, task: Task, price: BlockPrice) -> tuple[ArchSpec, float]:
-    """The member with the lowest sum of block prices, and that sum.
+@dataclass(frozen=True, slots=True)
+class Cheapest:
+    """The cheapest member, genes that describe it, and its price."""
 
-    No member is cheaper, which makes it a sound test of whether a space can meet a budget at all.
-    """
-    # Stages are compared by where they lead: one per shape of output, the cheapest, can lie on the shortest road.
-    options: dict[tuple[int, Shape], list[tuple[float, Stage, Shape]]] = {}
+    spec: ArchSpec
+    genes: dict[str, Gene]
+    price: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """A frame and the stages chosen so far."""
+
+    frame: Frame
+    stages: tuple[Stage, ...]
+    genes: dict[str, Gene]
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A stage that some answers describe, what it costs after a shape, and the shape that it makes."""
+
+    price: float
+    stage: Stage
+    genes: dict[str, Gene]
+    out_shape: Shape
+
+
+def cheapest_member(space: Space, task: Task, price: BlockPrice) -> Cheapest:
+    """The member with the lowest sum of block prices; none is cheaper, so it tells whether a budget can be met."""
+    options: dict[tuple[int, Shape], list[_Option]] = {}
     order = itertools.count()
-    Entry = tuple[float, int, Shape, int, Frame, tuple[Stage, ...]]
-    queue: list[Entry] = []
-    for frame in dict.fromkeys(every_outcome(lambda choose: space.frame(choose, task))):
+    # (spent, tie breaker, shape that was reached, its depth, how): depth counts the stages behind, the head included
+    queue: list[tuple[float, int, Shape, int, _Road]] = []
+    for genes, frame in every_outcome(lambda choose: space.frame(choose, task)):
         shape = block_graph(frame.input_shape, frame.stem).output_shape
-        heapq.heappush(queue, (price(frame.input_shape, frame.stem), next(order), shape, 0, frame, ()))
+        spent = price(frame.input_shape, frame.stem)
+        heapq.heappush(queue, (spent, next(order), shape, 0, _Road(frame, (), genes)))
     closed: set[tuple[int, Shape, BlockSpec]] = set()
     while queue:
-        spent, _, shape, depth, frame, stages = heapq.heappop(queue)
+        spent, _, shape, depth, road = heapq.heappop(queue)
         if depth > len(space.stages):
-            return ArchSpec(frame.input_shape, frame.stem, stages, frame.head), spent
-        # Two frames that lead to the same shape differ in what follows only by their head.
-        if (depth, shape, frame.head) in closed:
+            spec = ArchSpec(road.frame.input_shape, road.frame.stem, road.stages, road.frame.head)
+            return Cheapest(spec, road.genes, spent)
+        # What follows depends on the shape that was reached and on the head that was chosen.
+        if (depth, shape, road.frame.head) in closed:
             continue
-        closed.add((depth, shape, frame.head))
+        closed.add((depth, shape, road.frame.head))
         if depth == len(space.stages):
-            total = spent + price(shape, frame.head)
-            heapq.heappush(queue, (total, next(order), shape, depth + 1, frame, stages))
+            heapq.heappush(queue, (spent + price(shape, road.frame.head), next(order), shape, depth + 1, road))
             continue
         if (depth, shape) not in options:
             options[depth, shape] = _cheapest_per_output(space, depth, shape, price)
-        for stage_price, stage, out_shape in options[depth, shape]:
-            entry = (spent + stage_price, next(order), out_shape, depth + 1, frame, (*stages, stage))
+        for option in options[depth, shape]:
+            further = _Road(road.frame, (*road.stages, option.stage), {**road.genes, **option.genes})
+            entry = (spent + option.price, next(order), option.out_shape, depth + 1, further)
             heapq.heappush(queue, entry)
     raise AssertionError("a space has at least one member")
 
 
-def _cheapest_per_output(space: Space, depth: int, shape: Shape, price: BlockPrice) -> list[tuple[float, Stage, Shape]]:
-    best: dict[Shape, tuple[float, Stage]] = {}
-    for stage in dict.fromkeys(every_outcome(lambda choose: space.stages[depth](choose, shape))):
-        total = sum(price(before, block) for before, block in _walk(shape, stage))
-        out_shape = stage_output(shape, stage)
-        if out_shape not in best or total < best[out_shape][0]:
-            best[out_shape] = (total, stage)
-    return [(total, stage, out_shape) for out_shape, (total, stage) in best.items()]
+def _cheapest_per_output(space: Space, depth: int, shape: Shape, price: BlockPrice) -> list[_Option]:
+    # Of the stages that lead to one shape only the cheapest can lie on the shortest road.
+    best: dict[Shape, _Option] = {}
+    seen: set[Stage] = set()
+    for genes, stage in every_outcome(lambda choose: space.stage(depth, choose, shape)):
+        if stage in seen:
+            continue
+        seen.add(stage)
+        total, out_shape = _priced(shape, stage, price)
+        option = _Option(total, stage, genes, out_shape)
+        if option.out_shape not in best or option.price < best[option.out_shape].price:
+            best[option.out_shape] = option
+    return list(best.values())
 
 
-def _walk(shape: Shape, stage: Stage) -> Iterator[tuple[Shape, BlockSpec]]:
+def _priced(shape: Shape, stage: Stage, price: BlockPrice) -> tuple[float, Shape]:
+    total = 0.0
     for block in stage:
-        yield shape, block
+        total += price(shape, block)
         shape = block_graph(shape, block).output_shape
+    return total, shape

@@ -71,8 +71,8 @@ def prefixed(choose: Choose, prefix: str) -> Choose:
     return choose_prefixed
 
 
-def every_outcome(function: Callable[[Choose], T]) -> Iterator[T]:
-    """What `function` returns for each combination of answers, the last gene varying fastest."""
+def every_outcome(function: Callable[[Choose], T]) -> Iterator[tuple[dict[str, Gene], T]]:
+    """Each combination of answers with what `function` returns for it, the last gene varying fastest."""
     digits: list[int] = []
     while True:
         sizes: list[int] = []
@@ -83,7 +83,8 @@ def every_outcome(function: Callable[[Choose], T]) -> Iterator[T]:
             sizes.append(len(options))
             return options[digits[len(sizes) - 1]]
 
-        yield function(choose)
+        genes: dict[str, Gene] = {}
+        yield genes, function(recording(choose, genes))
         del digits[len(sizes) :]
         while digits and digits[-1] == sizes[len(digits) - 1] - 1:
             digits.pop()

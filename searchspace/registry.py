@@ -1,6 +1,6 @@
 """The block families: how a new design enters the space, in one file and one registration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
@@ -42,6 +42,7 @@ class BlockFamily:
 
     `train(in_shape, spec)` and `emit(graph, x, spec)` describe one thing twice; the contract tests hold them together
     for every registered family, on the `examples`: pairs of an input shape and a spec that show each option once.
+    `layout_kernels(spec)` says which fields may hold a PBConv layout, and the size of the convolution each sits on.
     """
 
     name: str
@@ -49,6 +50,7 @@ class BlockFamily:
     train: Callable[[Shape, Any], nn.Module]
     emit: Callable[[GraphBuilder, GraphTensor, Any], GraphTensor]
     examples: tuple[tuple[Shape, Any], ...]
+    layout_kernels: Callable[[Any], Mapping[str, int]] = lambda spec: {}
 
 
 _FAMILIES: dict[str, BlockFamily] = {}

@@ -48,14 +48,18 @@ class Space:
     frame: Callable[[Choose, Task], Frame]
     stages: tuple[Callable[[Choose, Shape], Stage], ...]
 
+    def stage(self, index: int, choose: Choose, in_shape: Shape) -> Stage:
+        """Stage `index` after a shape, its genes named `stage1.width` and so on."""
+        return self.stages[index](prefixed(choose, f"stage{index + 1}."), in_shape)
+
 
 def member(space: Space, choose: Choose, task: Task) -> ArchSpec:
     """The network that the answers of `choose` describe; several answers can describe the same one."""
     frame = space.frame(choose, task)
     shape = block_graph(frame.input_shape, frame.stem).output_shape
     stages = []
-    for index, stage_of in enumerate(space.stages):
-        stage = stage_of(prefixed(choose, f"stage{index + 1}."), shape)
+    for index in range(len(space.stages)):
+        stage = space.stage(index, choose, shape)
         stages.append(stage)
         shape = stage_output(shape, stage)
     return ArchSpec(frame.input_shape, frame.stem, tuple(stages), frame.head)

@@ -8,7 +8,7 @@ that differ in nothing else share their deploy graph, its cost and its latency.
 import hashlib
 import json
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -49,7 +49,7 @@ class ArchSpec:
                 yield f"stages.{index}.{position}", block
         yield "head", self.head
 
-    def map_blocks(self, change: Any) -> "ArchSpec":
+    def map_blocks(self, change: Callable[[BlockSpec], BlockSpec]) -> "ArchSpec":
         """The same network with `change(block)` in the place of each block."""
         return replace(
             self,

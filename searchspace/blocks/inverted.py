@@ -117,5 +117,6 @@ register(
             ((6, 5, 5), InvertedResidual(6, expand=1, kernel=7)),
             ((4, 9, 9), InvertedResidual(8, stride=2, kernel=5, expand=2.5, layout=Layout(5, _COLUMNS))),
         ),
+        layout_kernels=lambda spec: {"layout": spec.kernel} if spec.kernel > 1 else {},
     )
 )

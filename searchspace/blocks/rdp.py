@@ -89,5 +89,6 @@ register(
             ((8, 7, 5), Rdp(8, stride=2, shuffle_groups=2)),
             ((6, 5, 5), Rdp(8, shuffle_groups=1, layout=Layout(3, (Rectangle(0, 0, 3, 2), Rectangle(0, 1, 3, 2))))),
         ),
+        layout_kernels=lambda spec: {"layout": KERNEL},
     )
 )

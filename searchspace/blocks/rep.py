@@ -76,5 +76,6 @@ register(
             ((8, 5, 8), Rep(8, layout=_PAIR)),
             ((1, 8, 8), Rep(16, stride=2, layout=_PAIR)),
         ),
+        layout_kernels=lambda spec: {"layout": KERNEL},
     )
 )

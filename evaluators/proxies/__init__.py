@@ -1,1 +1,0 @@
-"""One score per file."""

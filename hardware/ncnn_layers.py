@@ -1,0 +1,421 @@
+"""What ncnn runs on a 32-bit ARM core: which of its code paths a layer takes, and how much work that path does.
+
+`work` is the only place that knows the code paths. The calibration applies it to the layers of ncnn's benchmark
+networks, the latency model to the kernels of our graphs, so that both mean the same by a family. The rules describe
+ncnn at commit 1d0b78f (2022-01-28, `git describe` 20211208-68) without fp16 and with packed layout, and were
+confirmed on the executed instructions in `targets/rk3288/layers.csv`:
+
+- Four channels are packed together where the channels are a multiple of 4. A convolution that is not packed on the
+  way in (`conv1x1_odd`, `stem`) or out (`conv1x1_odd_out`) has its own, slower code.
+- A 3x3 convolution of stride 1 on packed input is a Winograd convolution on tiles of 4x4 outputs where both sides of
+  the padded input are in 1-10, 15-18, 21 or 22, else (and for unpacked output) on tiles of 6x6. What it multiplies
+  are the padded tiles, so that a 7x7 map costs as much as an 8x8 map.
+- Every other convolution is a matrix product over columns of 8, then 4, then 1 output positions; the weights are
+  read once per column, which is why small maps cost more per multiply-add.
+- A depthwise convolution has fast code for 3x3 and 5x5 with stride 1 and 2, and slow code for everything else.
+- A convolution in groups is run as one convolution per group.
+- A 1x1 convolution of a vector (what a global pool leaves) is an inner product.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, prod
+
+from hardware.kernels import Kernel
+from hardware.ops import ARITY, Conv, Flatten, Op, Pool, Shape, label, output_shape
+
+PACK = 4
+
+# What a family's cost is linear in. Each is what the code path does, tiles and columns rounded up: multiply-adds,
+# elements written, elements read, weights read, output channels, output rows (channels x height), elements that a
+# fused activation passes over, calls (one per group).
+AMOUNTS = ("macs", "written", "read", "weights", "channels", "rows", "relu", "leaky_relu", "sigmoid", "calls")
+
+# Activations that run inside a convolution; a clip (relu6) is the same pass as a relu.
+FUSED_ACTIVATIONS = {"relu": "relu", "relu6": "relu", "leaky_relu": "leaky_relu", "sigmoid": "sigmoid"}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer as ncnn runs it.
+
+    kind is 'conv', 'fc' (an inner product), 'fc_unpacked' (one of a map that is not packed), 'max_pool',
+    'average_pool', 'global_pool', 'add', 'mul', 'flatten', 'free' (only names a value), an activation, or ncnn's own
+    name for what our graphs do not have. Shapes are (channels, height, width); read counts the elements of all inputs.
+    activation is what runs inside the layer, '' for none.
+    """
+
+    kind: str
+    in_shape: Shape
+    out_shape: Shape
+    read: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    activation: str = ""
+
+
+# Instructions per amount, in the order of `AMOUNTS`, for every family that has data.
+Formula = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The code path that a layer takes, and its `AMOUNTS`."""
+
+    family: str
+    amounts: tuple[float, ...]
+
+
+# The families that stand in, best first, where one has no data: when the only network that has it is held out, and
+# for layers that no benchmark network has.
+NEAREST: Mapping[str, tuple[str, ...]] = {
+    "conv1x1": ("conv1x1_odd_out",),
+    "conv1x1_odd": ("conv1x1_odd_out", "conv1x1"),
+    "conv1x1_odd_out": ("conv1x1_odd", "conv1x1"),
+    "convkxk": ("conv1x1",),
+    "winograd4": ("winograd6",),
+    "winograd6": ("winograd4",),
+    "winograd6_odd_out": ("winograd6", "winograd4"),
+    "stem3": ("stem", "convkxk"),
+    "stem7": ("stem", "stem3", "convkxk"),
+    "stem": ("stem7", "stem3", "convkxk"),
+    "depthwise3": ("depthwise5",),
+    "depthwise3s2": ("depthwise5s2", "depthwise3"),
+    "depthwise5": ("depthwise3",),
+    "depthwise5s2": ("depthwise3s2", "depthwise5"),
+    "depthwise3_odd": ("depthwise_slow", "depthwise3"),
+    "depthwise3s2_odd": ("depthwise_slow", "depthwise3s2"),
+    "depthwise_slow": ("depthwise5",),
+    "fc": ("conv1x1",),
+    "fc_unpacked": ("fc",),
+    "max_pool2": ("max_pool3",),
+    "max_pool3": ("max_pool2",),
+    "max_pool": ("average_pool", "max_pool3"),
+    "average_pool": ("max_pool",),
+    "relu": ("add",),
+    "relu6": ("relu",),
+    "hardsigmoid": ("hardswish", "silu"),
+    "hardswish": ("hardsigmoid", "silu"),
+    "sigmoid": ("silu",),
+    "silu": ("sigmoid",),
+    "gelu": ("silu",),
+    "mul": ("add",),
+    "add": ("mul",),
+    "DeconvolutionDepthWise": ("convkxk",),
+    "BatchNorm": ("add",),
+    "LRN": ("silu",),
+    "Reduction": ("global_pool",),
+    "flatten": ("Concat",),
+    "Interp": ("Concat",),
+    "Padding": ("Concat",),
+    "Permute": ("Concat",),
+    "Crop": ("Concat",),
+    "Slice": ("Concat",),
+    "ShuffleChannel": ("Concat",),
+    "Concat": ("Slice",),
+    "PriorBox": ("silu",),
+    "Softmax": ("silu",),
+    "DetectionOutput": ("Yolov3DetectionOutput",),
+    "YoloDetectionOutput": ("Yolov3DetectionOutput",),
+    "Yolov3DetectionOutput": ("YoloDetectionOutput",),
+}
+
+# Families of one group gain alike from more threads.
+THREAD_GROUPS = ("matrix", "winograd", "vector", "memory")
+_THREAD_GROUP: Mapping[str, str] = {
+    **dict.fromkeys(("conv1x1", "conv1x1_odd", "conv1x1_odd_out", "convkxk"), "matrix"),
+    **dict.fromkeys(("stem", "stem3", "stem7", "DeconvolutionDepthWise"), "matrix"),
+    **dict.fromkeys(("winograd4", "winograd6", "winograd6_odd_out"), "winograd"),
+    **dict.fromkeys(("fc", "fc_unpacked"), "vector"),
+}
+
+
+def thread_group(family: str) -> str:
+    """Which of `THREAD_GROUPS` the family is in."""
+    return _THREAD_GROUP.get(family, "memory")
+
+
+def work(layer: Layer) -> Work:
+    """The family of `layer` and the amounts that its cost is linear in."""
+    return _WORK.get(layer.kind, _elementwise_work)(layer)
+
+
+def with_data(family: str, formula: Formula) -> str:
+    """The family itself, or the nearest one that `formula` knows."""
+    candidates = (family, *NEAREST.get(family, ()), "add")
+    return next(candidate for candidate in candidates if candidate in formula)
+
+
+def instructions(work: Work, formula: Formula) -> float:
+    """How many instructions the work takes."""
+    coefficients = formula[with_data(work.family, formula)]
+    return sum(coefficient * amount for coefficient, amount in zip(coefficients, work.amounts, strict=True))
+
+
+def moved_bytes(layer: Layer) -> int:
+    """Activations read and written, in fp32; layers that only rename a tensor move none."""
+    return 0 if layer.kind == "free" else 4 * (layer.read + prod(layer.out_shape))
+
+
+def _amounts(**amounts: float) -> tuple[float, ...]:
+    return tuple(float(amounts.get(name, 0)) for name in AMOUNTS)
+
+
+def _conv_work(layer: Layer) -> Work:
+    if 1 < layer.groups == layer.in_shape[0] == layer.out_shape[0]:
+        return _depthwise_work(layer)
+    if layer.groups == 1:
+        return _dense_conv_work(layer)
+    in_channels, out_channels = layer.in_shape[0] // layer.groups, layer.out_shape[0] // layer.groups
+    one = _dense_conv_work(
+        replace(
+            layer,
+            in_shape=(in_channels, *layer.in_shape[1:]),
+            out_shape=(out_channels, *layer.out_shape[1:]),
+            groups=1,
+        )
+    )
+    return Work(one.family, tuple(layer.groups * amount for amount in one.amounts))
+
+
+def _dense_conv_work(layer: Layer) -> Work:
+    in_channels, out_channels = layer.in_shape[0], layer.out_shape[0]
+    packed_in, packed_out = in_channels % PACK == 0, out_channels % PACK == 0
+    if packed_in and layer.kernel == (3, 3) and layer.stride == layer.dilation == 1:
+        return _winograd_work(layer)
+    positions = layer.out_shape[1] * layer.out_shape[2]
+    weights = in_channels * out_channels * prod(layer.kernel)
+    if layer.kernel == (1, 1):
+        family = "conv1x1_odd" if not packed_in else "conv1x1" if packed_out else "conv1x1_odd_out"
+        read = prod(layer.in_shape)
+    else:
+        family = "convkxk" if packed_in else {(3, 3): "stem3", (7, 7): "stem7"}.get(layer.kernel, "stem")
+        read = in_channels * prod(layer.kernel) * positions
+    return Work(
+        family,
+        _amounts(
+            macs=weights * positions,
+            written=out_channels * positions,
+            read=read,
+            weights=weights * _columns(positions),
+            channels=out_channels,
+            rows=out_channels * layer.out_shape[1],
+            calls=1,
+            **_activation(layer),
+        ),
+    )
+
+
+def _winograd_work(layer: Layer) -> Work:
+    in_channels, (out_channels, height, width) = layer.in_shape[0], layer.out_shape
+    packed_out = out_channels % PACK == 0
+    outputs = 4 if packed_out and _small_tiles(height + 2) and _small_tiles(width + 2) else 6
+    tiles, area = ceil(height / outputs) * ceil(width / outputs), (outputs + 2) ** 2
+    return Work(
+        f"winograd{outputs}" if packed_out else "winograd6_odd_out",
+        _amounts(
+            macs=in_channels * out_channels * tiles * area,
+            written=out_channels * tiles * area,
+            read=in_channels * tiles * area,
+            weights=in_channels * out_channels * area * _columns(tiles),
+            channels=out_channels,
+            rows=out_channels * height,
+            calls=1,
+            **_activation(layer),
+        ),
+    )
+
+
+def _small_tiles(padded_size: int) -> bool:
+    return padded_size <= 10 or 15 <= padded_size <= 18 or padded_size in (21, 22)
+
+
+def _columns(positions: int) -> int:
+    """How often the weights are read: once for 8 positions, then for 4, then for each."""
+    return positions // 8 + positions % 8 // 4 + positions % 4
+
+
+def _activation(layer: Layer) -> dict[str, float]:
+    return {FUSED_ACTIVATIONS[layer.activation]: prod(layer.out_shape)} if layer.activation else {}
+
+
+def _depthwise_work(layer: Layer) -> Work:
+    channels = layer.out_shape[0]
+    taps = prod(layer.kernel)
+    family = "depthwise_slow"
+    if layer.dilation == 1 and layer.stride in (1, 2):
+        suffix = "s2" if layer.stride == 2 else ""
+        if layer.kernel == (3, 3):
+            family = f"depthwise3{suffix}" + ("_odd" if channels % PACK else "")
+        elif layer.kernel == (5, 5) and channels % PACK == 0:
+            family = f"depthwise5{suffix}"
+    return Work(
+        family,
+        _amounts(
+            macs=prod(layer.out_shape) * taps,
+            written=prod(layer.out_shape),
+            read=layer.read,
+            weights=channels * taps,
+            channels=channels,
+            rows=channels * layer.out_shape[1],
+            calls=1,
+            **_activation(layer),
+        ),
+    )
+
+
+def _fc_work(layer: Layer) -> Work:
+    outputs = prod(layer.out_shape)
+    amounts = _amounts(
+        written=outputs,
+        read=layer.read,
+        weights=layer.read * outputs,
+        channels=outputs,
+        calls=1,
+        **_activation(layer),
+    )
+    return Work(layer.kind, amounts)
+
+
+def _pool_work(layer: Layer) -> Work:
+    fast = layer.kind == "max_pool" and layer.stride == 2 and layer.kernel in ((2, 2), (3, 3))
+    return Work(
+        f"max_pool{layer.kernel[0]}" if fast else layer.kind,
+        _amounts(
+            macs=prod(layer.out_shape) * prod(layer.kernel),
+            written=prod(layer.out_shape),
+            read=layer.read,
+            channels=layer.out_shape[0],
+            rows=layer.out_shape[0] * layer.out_shape[1],
+            calls=1,
+        ),
+    )
+
+
+def _elementwise_work(layer: Layer) -> Work:
+    amounts = _amounts(
+        written=prod(layer.out_shape),
+        read=layer.read,
+        channels=layer.out_shape[0],
+        rows=prod(layer.out_shape[:2]),
+        calls=1,
+    )
+    return Work(layer.kind, amounts)
+
+
+_WORK: Mapping[str, Callable[[Layer], Work]] = {
+    "conv": _conv_work,
+    "fc": _fc_work,
+    "fc_unpacked": _fc_work,
+    "max_pool": _pool_work,
+    "average_pool": _pool_work,
+}
+
+
+def layers_of(kernel: Kernel) -> tuple[Layer, ...]:
+    """The layers that ncnn runs for `kernel`: one, unless its fusion rules join more than ncnn does."""
+    layers: list[Layer] = []
+    shape, *others = kernel.in_shapes
+    for op in kernel.ops:
+        if (
+            layers
+            and layers[-1].kind in ("conv", "fc")
+            and not layers[-1].activation
+            and label(op) in FUSED_ACTIVATIONS
+        ):
+            layers[-1] = replace(layers[-1], activation=label(op))
+            continue
+        count = len(others) if len(kernel.ops) == 1 else ARITY[type(op)] - 1
+        in_shapes = (shape, *others[:count])
+        del others[:count]
+        shape = output_shape(op, in_shapes)
+        layers.append(_LAYER.get(type(op), _plain_layer)(op, in_shapes, shape))
+    return tuple(layers)
+
+
+def _plain_layer(op: Op, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+    return Layer(label(op), in_shapes[0], out_shape, sum(map(prod, in_shapes)))
+
+
+def _layer_of_conv(op: Conv, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+    shape = in_shapes[0]
+    # What a global pool leaves is a vector to ncnn. A map that has shrunk to 1x1 by strides is not, and cannot be told
+    # from it here; it takes about as many instructions, which at four threads run faster than is said here.
+    is_vector = shape[1:] == (1, 1) and op.kernel == (1, 1) and op.groups == 1
+    return Layer(
+        "fc" if is_vector else "conv",
+        shape,
+        out_shape,
+        prod(shape),
+        kernel=op.kernel,
+        stride=op.stride,
+        dilation=op.dilation,
+        groups=op.groups,
+    )
+
+
+def _layer_of_pool(op: Pool, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+    return Layer(f"{op.kind}_pool", in_shapes[0], out_shape, prod(in_shapes[0]), kernel=op.kernel, stride=op.stride)
+
+
+def _layer_of_flatten(op: Flatten, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+    is_vector = prod(in_shapes[0][1:]) == 1
+    return Layer("free" if is_vector else "flatten", in_shapes[0], out_shape, prod(in_shapes[0]))
+
+
+_LAYER: Mapping[type, Callable[..., Layer]] = {Conv: _layer_of_conv, Pool: _layer_of_pool, Flatten: _layer_of_flatten}
+
+
+def why_not_covered(layer: Layer) -> str:
+    """Why no benchmark network speaks for `layer`, or '' where one does."""
+    return _WHY_NOT_COVERED.get(layer.kind, _why_not_kind)(layer)
+
+
+def _why_not_kind(layer: Layer) -> str:
+    return f"no benchmark network has the operation {layer.kind!r}"
+
+
+def _why_not_conv(layer: Layer) -> str:
+    if layer.dilation != 1:
+        return "no benchmark network has a dilated convolution"
+    if layer.kernel[0] != layer.kernel[1]:
+        return "no benchmark network has a convolution whose kernel is not square"
+    depthwise = 1 < layer.groups == layer.in_shape[0] == layer.out_shape[0]
+    if depthwise:
+        return "" if layer.kernel[0] in (3, 5) else "depthwise convolutions other than 3x3 and 5x5 rest on one network"
+    channels = (layer.in_shape[0] // layer.groups, layer.out_shape[0] // layer.groups)
+    if layer.groups > 1 and (channels[0] % PACK or channels[1] % PACK):
+        return f"no benchmark network has groups of {channels[0]} -> {channels[1]} channels; 4, 8, ... are covered"
+    is_stem = layer.in_shape[0] == 3 and channels[1] % PACK == 0
+    if layer.kernel != (1, 1) and not is_stem and (channels[0] % PACK or channels[1] % PACK):
+        return (
+            f"no benchmark network has a {layer.kernel[0]}x{layer.kernel[1]} convolution of channels not divisible by 4"
+        )
+    return ""
+
+
+def _why_not_pool(layer: Layer) -> str:
+    return "" if layer.kernel[0] == layer.kernel[1] else "no benchmark network pools over windows that are not square"
+
+
+def _why_not_average_pool(layer: Layer) -> str:
+    return (
+        "" if layer.kernel in ((3, 3), (7, 7)) else "no benchmark network averages over other than 3x3 or 7x7 windows"
+    )
+
+
+def _covered(layer: Layer) -> str:
+    return ""
+
+
+_WHY_NOT_COVERED: Mapping[str, Callable[[Layer], str]] = {
+    "conv": _why_not_conv,
+    "max_pool": _why_not_pool,
+    "average_pool": _why_not_average_pool,
+    **dict.fromkeys(
+        ("fc", "global_pool", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "add", "mul", "flatten", "free"),
+        _covered,
+    ),
+}

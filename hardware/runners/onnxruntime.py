@@ -1,0 +1,75 @@
+"""ONNX Runtime on this machine's processor: what a model computes, and what that takes."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from hardware.graph import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How long a model is run before and while it is timed; whichever of runs and seconds lasts longer."""
+
+    warmup_s: float = 0.01
+    min_runs: int = 15
+    min_s: float = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Median, interquartile range and 90 % quantile of the wall time of single runs at batch 1."""
+
+    median_ms: float
+    spread_ms: float
+    p90_ms: float
+    runs: int
+
+
+def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
+    """A session that runs one operation after another on so many threads, which sleep between runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:
+    """What the model makes of a batch (n, channels, height, width)."""
+    session = open_session(model)
+    (result,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(images, np.float32)})
+    output: FloatArray = result
+    return output
+
+
+def time_model(model: onnx.ModelProto | Path, *, threads: int = 1, protocol: Protocol | None = None) -> Timing:
+    """What one run at batch 1 takes, wall time, inputs filled with noise that is always the same."""
+    protocol = protocol or Protocol()
+    session = open_session(model, threads)
+    rng = np.random.default_rng(0)
+    feed = {
+        entry.name: rng.standard_normal([size if isinstance(size, int) else 1 for size in entry.shape], np.float32)
+        for entry in session.get_inputs()
+    }
+    stop = time.perf_counter() + protocol.warmup_s
+    session.run(None, feed)
+    while time.perf_counter() < stop:
+        session.run(None, feed)
+    samples: list[float] = []
+    stop = time.perf_counter() + protocol.min_s
+    while len(samples) < protocol.min_runs or time.perf_counter() < stop:
+        begin = time.perf_counter()
+        session.run(None, feed)
+        samples.append(1e3 * (time.perf_counter() - begin))
+    lower, median, upper = statistics.quantiles(samples, n=4)
+    return Timing(median, upper - lower, statistics.quantiles(samples, n=10)[-1], len(samples))

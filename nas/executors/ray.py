@@ -1,0 +1,58 @@
+"""Evaluates as Ray tasks: on this machine, or on a cluster that is already there."""
+
+import os
+from typing import Any
+
+from evaluators.evaluator import failure_from
+from hardware.strict_yaml import ConfigError
+from nas.executors.executor import Finished, Job
+
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+class RayExecutor:
+    """One Ray task per job, one core each; Ray itself begins a task again whose worker died."""
+
+    def __init__(self, workers: int, address: str | None) -> None:
+        """Starts Ray on this machine with so many cores, or joins the cluster at `address`.
+
+        Raises:
+            ConfigError: no cluster answers there.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        import ray
+
+        self._ray = ray
+        own: dict[str, Any] = {} if address else {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES}
+        try:
+            ray.init(address=address, include_dashboard=False if not address else None, log_to_driver=False, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"ray-address: no Ray cluster answers at {address!r} ({error})") from error
+        self._task = ray.remote(num_cpus=1, max_retries=2)(_run_single_threaded)
+        self._handles: dict[Any, int] = {}
+        self._submitted = 0
+
+    def submit(self, job: Job) -> int:
+        self._submitted += 1
+        self._handles[self._task.remote(job.function, job.arguments)] = self._submitted
+        return self._submitted
+
+    def wait(self) -> Finished:
+        (reference,), _ = self._ray.wait(list(self._handles), num_returns=1)
+        handle = self._handles.pop(reference)
+        try:
+            return Finished(handle, self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            return Finished(handle, failure_from(error))
+
+    def close(self) -> None:
+        self._handles.clear()
+        self._ray.shutdown()
+
+
+def _run_single_threaded(function: Any, arguments: tuple[Any, ...]) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return function(*arguments)

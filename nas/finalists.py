@@ -1,0 +1,160 @@
+"""What becomes of the best candidates: layouts chosen, trained, folded, exported, and checked against each other."""
+
+import hashlib
+import json
+import math
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from evaluators.datasets import Dataset, Splits
+from evaluators.early import EarlySettings, look_early
+from evaluators.evaluator import Failure
+from evaluators.training import Accuracy, Recipe, TrainingDiverged, accuracy, train
+from hardware.onnx_model import to_onnx
+from hardware.runners import onnxruntime as runner
+from nas.problem import DataKey, dataset
+from searchspace.deploy_module import DeployModule
+from searchspace.layouts import with_random_layouts
+from searchspace.network import Network, build_network, deploy
+from searchspace.spec import ArchSpec, deploy_id, spec_id, write_spec
+
+# Images of the validation split on which trained, folded and exported forms are compared.
+PARITY_IMAGES = 256
+# The largest difference of logits, relative to the largest logit, at which two fp32 forms count as the same network.
+PARITY_BOUND = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class FinalistPlan:
+    """What a worker needs to make a model of a candidate; `folder` is where its files go."""
+
+    trial: int
+    spec: ArchSpec
+    data: DataKey
+    epochs: int
+    layouts: int
+    early: EarlySettings
+    seed: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The largest difference of logits between two forms of a network, absolute and relative to the largest logit."""
+
+    max_abs: float
+    max_rel: float
+
+
+def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
+    """Trains, folds, exports and checks one candidate; what came of it, as it goes into the results, or why nothing."""
+    data = dataset(plan.data)
+    splits = data.at(plan.spec.input_shape[1])
+    spec, tried = choose_layouts(plan, splits)
+    network = build_network(spec, plan.seed)
+    try:
+        train(network, splits, Recipe(), epochs=plan.epochs, seed=plan.seed)
+    except TrainingDiverged as error:
+        return Failure(str(error))
+    network.eval()
+    reached = accuracy(network, splits.val_x, splits.val_y)
+    parity = export(network, data, splits, plan.folder, accuracy_text(reached, plan.epochs))
+    if not all(math.isfinite(each.max_abs) for each in parity.values()):
+        return Failure("its folded or exported form computes values that are not finite")
+    return {
+        "spec_id": spec_id(spec),
+        "deploy_id": deploy_id(spec),
+        "accuracy": reached.value,
+        "loss": reached.loss,
+        "images": reached.images,
+        "layouts_tried": tried,
+        "folded": asdict(parity["folded"]),
+        "onnxruntime": asdict(parity["onnxruntime"]),
+    }
+
+
+def accuracy_text(reached: Accuracy, epochs: int) -> str:
+    """One line for the model's own metadata."""
+    return f"{reached.value:.4f} on {reached.images} validation images after {epochs} epochs"
+
+
+def choose_layouts(plan: FinalistPlan, splits: Splits) -> tuple[ArchSpec, list[dict[str, Any]]]:
+    """The candidate with the PBConv layouts whose kernels disperse most in a few iterations, and all that were tried.
+
+    Source: PBConv (seed 001), section 4.3. A layout that fails to train is passed over; without any, or with `layouts`
+    0, the network trains without PBConv branches.
+    """
+    rng = random.Random(f"{plan.seed}/{deploy_id(plan.spec)}")
+    best, best_dispersion = plan.spec, float("-inf")
+    tried: list[dict[str, Any]] = []
+    for _ in range(plan.layouts):
+        spec = with_random_layouts(plan.spec, rng)
+        found = look_early(spec, splits, plan.early, plan.seed)
+        if isinstance(found, Failure):
+            tried.append({"spec_id": spec_id(spec), "failure": found.reason})
+            continue
+        tried.append({"spec_id": spec_id(spec), "dispersion": found["dispersion"]})
+        if found["dispersion"] > best_dispersion:
+            best, best_dispersion = spec, found["dispersion"]
+    return best, tried
+
+
+def export(network: Network, data: Dataset, splits: Splits, folder: Path, accuracy_line: str) -> dict[str, Parity]:
+    """Writes spec, weights of the train form and the fused ONNX model, and compares the three forms on real images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_spec(network.spec, folder / "spec.yaml")
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
+    )
+    deployed = deploy(network)
+    metadata = {
+        "classes": json.dumps(data.class_names),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "preprocessing": "resize to the input, scale pixels to 0..1, subtract mean, divide by std",
+        "accuracy": accuracy_line,
+        "spec_id": spec_id(network.spec),
+    }
+    model = to_onnx(deployed, metadata=metadata)
+    path = folder / "model.onnx"
+    onnx.save(model, path)
+    images = splits.val_x[:PARITY_IMAGES]
+    trained = logits(network, images)
+    return {
+        "folded": difference(trained, logits(DeployModule(deployed), images)),
+        # from the file, as its user will load it
+        "onnxruntime": difference(trained, runner.run(path, images.numpy())),
+    }
+
+
+@torch.no_grad()
+def logits(network: nn.Module, images: torch.Tensor) -> npt.NDArray[np.floating]:
+    """What a network in eval mode makes of images."""
+    result: npt.NDArray[np.floating] = network(images).numpy()
+    return result
+
+
+def difference(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Parity:
+    """How far two results are apart; NaN in either counts as infinitely far."""
+    largest = float(np.abs(first - second).max())
+    if not np.isfinite(largest):
+        return Parity(float("inf"), float("inf"))
+    return Parity(largest, largest / max(float(np.abs(first).max()), 1e-12))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a model folder except the manifest, by name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != "manifest.json"
+    }

@@ -1,0 +1,182 @@
+"""The members of a study's front as data: what front.json, front.csv, manifests and tables are made of."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardware.latency_table import Latency
+from hardware.strict_yaml import ConfigError
+from nas.finalists import PARITY_BOUND, file_hashes
+from nas.pareto import front
+from nas.settings import StudyFile
+from nas.study import Evaluated
+from searchspace.spec import read_spec, spec_to_dict
+
+FRONT_JSON = "front.json"
+FRONT_CSV = "front.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Whether a member keeps the budget and equals its trained form; `kept` None where nobody could measure."""
+
+    kept: bool | None
+    why: str
+
+
+def certificate(latency: Latency, measured: Latency | None, budget_ms: float, parity_max_rel: float) -> Certificate:
+    """What can be said of a member's promises."""
+    if parity_max_rel > PARITY_BOUND:
+        return Certificate(
+            False,
+            f"the exported model differs from the trained one by {parity_max_rel:.1e} (allowed {PARITY_BOUND:.0e})",
+        )
+    if measured is None:
+        return Certificate(
+            None,
+            f"not measured: no such device at hand; the prediction is {latency.tier} and its upper end, "
+            f"{latency.high_ms:.3g} ms, is within the budget of {budget_ms:g} ms",
+        )
+    kept = measured.value_ms <= budget_ms
+    return Certificate(
+        kept, f"measured {measured.value_ms:.3g} ms {'keeps' if kept else 'breaks'} the budget of {budget_ms:g} ms"
+    )
+
+
+def member(
+    candidate: Evaluated,
+    trained: Mapping[str, Any],
+    measured: Latency | None,
+    budget_ms: float,
+    epochs: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """One member as front.json holds it; `folder` is the study's."""
+    latency = measured or candidate.cost.latency
+    models = folder / "models" / str(candidate.number)
+    found = candidate.outcome if isinstance(candidate.outcome, Mapping) else {}
+    return {
+        "trial": candidate.number,
+        "spec_id": trained["spec_id"],
+        "spec": spec_to_dict(read_spec(models / "spec.yaml")),
+        "params": candidate.cost.params,
+        "macs": candidate.cost.macs,
+        "peak_memory_bytes": candidate.cost.peak_memory_bytes,
+        "latency_ms": latency_json(latency),
+        "predicted_latency_ms": latency_json(candidate.cost.latency),
+        "proxy": {"score": candidate.score, **found},
+        "accuracy": {
+            "value": trained["accuracy"],
+            "epochs": epochs,
+            "split": "validation",
+            "images": trained["images"],
+        },
+        "parity": dict(trained["onnxruntime"]),
+        "certificate": _as_json(
+            certificate(candidate.cost.latency, measured, budget_ms, trained["onnxruntime"]["max_rel"])
+        ),
+        "files": {
+            name: {"path": f"models/{candidate.number}/{name}", "sha256": digest}
+            for name, digest in file_hashes(models).items()
+        },
+    }
+
+
+def latency_json(latency: Latency) -> dict[str, Any]:
+    """A latency in milliseconds with its interval, tier and table."""
+    return {
+        "value": latency.value_ms,
+        "low": latency.low_ms,
+        "high": latency.high_ms,
+        "tier": latency.tier.value,
+        "table": latency.table,
+    }
+
+
+def _as_json(promise: Certificate) -> dict[str, Any]:
+    return {"kept": promise.kept, "why": promise.why}
+
+
+def front_of(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The members that no other beats in accuracy and latency, by rising latency."""
+    points = [(each["accuracy"]["value"], each["latency_ms"]["value"]) for each in members]
+    return [members[index] for index in front(points)]
+
+
+def front_document(study: StudyFile, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole of front.json."""
+    return {
+        "study": study.study,
+        "target": study.target,
+        "budget_ms": study.budget_ms,
+        "data": study.data,
+        "seed": study.seed,
+        "created": study.created,
+        "versions": study.versions,
+        "members": list(members),
+    }
+
+
+def write_front(folder: Path, document: dict[str, Any]) -> None:
+    """Writes front.json, front.csv and a manifest into each member's model folder."""
+    (folder / FRONT_JSON).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with (folder / FRONT_CSV).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(_COLUMNS))
+        writer.writeheader()
+        writer.writerows(flat_row(each) for each in document["members"])
+    for each in document["members"]:
+        manifest = {name: value for name, value in document.items() if name != "members"} | each
+        path = folder / "models" / str(each["trial"]) / "manifest.json"
+        path.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+_COLUMNS = {
+    "trial": ("trial",),
+    "spec_id": ("spec_id",),
+    "accuracy": ("accuracy", "value"),
+    "epochs": ("accuracy", "epochs"),
+    "latency_ms": ("latency_ms", "value"),
+    "latency_low_ms": ("latency_ms", "low"),
+    "latency_high_ms": ("latency_ms", "high"),
+    "tier": ("latency_ms", "tier"),
+    "table": ("latency_ms", "table"),
+    "params": ("params",),
+    "macs": ("macs",),
+    "peak_memory_bytes": ("peak_memory_bytes",),
+    "score": ("proxy", "score"),
+    "parity_max_abs": ("parity", "max_abs"),
+    "parity_max_rel": ("parity", "max_rel"),
+    "kept": ("certificate", "kept"),
+}
+
+
+def flat_row(each: Mapping[str, Any]) -> dict[str, Any]:
+    """A member in one row, for front.csv."""
+    row = {}
+    for column, path in _COLUMNS.items():
+        value: Any = each
+        for key in path:
+            value = value[key]
+        row[column] = value
+    return row
+
+
+def read_front(folder: Path) -> dict[str, Any]:
+    """The front.json of a study.
+
+    Raises:
+        ConfigError: there is none yet, or it is damaged.
+    """
+    path = folder / FRONT_JSON
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: study {folder.name} has no front yet; finish it with `nas resume {folder.name}`"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path}:1: not valid JSON ({error}); `nas resume {folder.name}` writes it again") from error
+    return document

@@ -1,0 +1,49 @@
+"""Which of several points nobody beats, and which few of them show the whole trade-off."""
+
+from collections.abc import Sequence
+
+# (to be maximised, to be minimised), such as (score, latency_ms)
+Point = tuple[float, float]
+
+
+def dominates(first: Point, second: Point) -> bool:
+    """Whether `first` is at least as good in both and better in one."""
+    return first != second and first[0] >= second[0] and first[1] <= second[1]
+
+
+def front(points: Sequence[Point]) -> list[int]:
+    """Indices of the points that no other dominates, by rising latency; of equal points the first."""
+    kept: list[int] = []
+    best = float("-inf")
+    for index in sorted(range(len(points)), key=lambda index: (points[index][1], -points[index][0], index)):
+        if points[index][0] > best:
+            kept.append(index)
+            best = points[index][0]
+    return kept
+
+
+def fronts(points: Sequence[Point]) -> list[list[int]]:
+    """All indices, first the front, then the front of what is left, and so on."""
+    left = list(range(len(points)))
+    layers = []
+    while left:
+        layer = [left[index] for index in front([points[index] for index in left])]
+        layers.append(layer)
+        left = [index for index in left if index not in set(layer)]
+    return layers
+
+
+def spread_choice(points: Sequence[Point], count: int) -> list[int]:
+    """`count` indices from the best fronts, each front thinned evenly along its latencies with both ends kept."""
+    chosen: list[int] = []
+    for layer in fronts(points):
+        room = count - len(chosen)
+        if room <= 0:
+            break
+        if len(layer) <= room:
+            chosen += layer
+        elif room == 1:
+            chosen.append(layer[-1])
+        else:
+            chosen += [layer[round(step * (len(layer) - 1) / (room - 1))] for step in range(room)]
+    return chosen

@@ -1,0 +1,83 @@
+"""A study's settings with every name in them resolved: the target, the space, the data and the costs."""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from evaluators.datasets import Dataset, open_dataset
+from evaluators.scores import SCORES, Score
+from evaluators.static import StaticCosts
+from hardware.latency_table import MeasuredTable
+from hardware.measuring import MeasuringModel
+from hardware.strict_yaml import ConfigError, nearest
+from hardware.targets import Target, load_target
+from nas.settings import StudySettings
+from searchspace.spaces import Space, Task, space_named
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """Which data, split by which seed: what another process needs to open the same."""
+
+    name: str
+    seed: int
+    limit: int | None
+
+
+@lru_cache(maxsize=2)
+def dataset(key: DataKey) -> Dataset:
+    """The data, read once per process."""
+    return open_dataset(key.name, seed=key.seed, limit=key.limit)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a search works on."""
+
+    settings: StudySettings
+    target: Target
+    space: Space
+    task: Task
+    data: DataKey
+    score: Score
+    costs: StaticCosts
+
+    @property
+    def measures_on_the_spot(self) -> bool:
+        """Whether latencies are taken on this machine while the search asks for them."""
+        return isinstance(self.target.latency_model, MeasuringModel)
+
+
+def resolve(settings: StudySettings) -> Problem:
+    """The problem that the settings describe.
+
+    Raises:
+        ConfigError, DataError, ValueError: a name is unknown or the data are damaged.
+    """
+    if settings.score not in SCORES:
+        raise ConfigError(f"score: unknown score {settings.score!r}; {nearest(settings.score, list(SCORES))}")
+    space = space_named(settings.space)
+    target = measuring_target(settings.target, threads=settings.threads, runtime=settings.runtime)
+    data = DataKey(settings.data, settings.seed, settings.data_limit)
+    opened = dataset(data)
+    return Problem(
+        settings,
+        target,
+        space,
+        Task(opened.channels, opened.num_classes),
+        data,
+        SCORES[settings.score],
+        StaticCosts(target),
+    )
+
+
+def measuring_target(name: str, *, threads: int, runtime: str | None) -> Target:
+    """The target, which measures kernels itself where it is the machine at hand.
+
+    Raises:
+        ConfigError: as `load_target`.
+    """
+    target = load_target(name, threads=threads, runtime=runtime)
+    model = target.latency_model
+    if not isinstance(model, MeasuredTable):
+        return target
+    return replace(target, latency_model=MeasuringModel(model, threads))

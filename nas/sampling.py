@@ -1,0 +1,82 @@
+"""Optuna decides: samplers by name, and a chooser that asks a trial.
+
+The sampling study lives in memory. It hears of everything, rejected proposals included, since that is what steers it
+towards what fits the budget; the durable study of `storage` keeps what was evaluated.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import Trial, TrialState
+
+from searchspace.choosers import Choose, G, Gene
+
+POPULATION = 30
+
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
+    "nsga2": lambda seed: NSGAIISampler(population_size=POPULATION, seed=seed),
+    "nsga3": lambda seed: NSGAIIISampler(population_size=POPULATION, seed=seed),
+    "tpe": lambda seed: TPESampler(multivariate=True, seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+CONSTRAINT = "latency_over_budget"
+# Scores are maximised and latencies minimised; what was never scored gets the worst of both.
+DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
+UNSCORED = -1e9
+
+
+class Sampling:
+    """The memory that proposals come from."""
+
+    def __init__(self, sampler: str, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            # Multivariate TPE and NSGA-III are marked experimental; their behaviour is pinned by the version range.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study = optuna.create_study(directions=DIRECTIONS, sampler=SAMPLERS[sampler](seed))
+
+    def enqueue(self, genes: Mapping[str, Gene]) -> None:
+        """Has these genes proposed next."""
+        self._study.enqueue_trial(dict(genes))
+
+    def ask(self) -> Trial:
+        """A new proposal, its genes not yet chosen."""
+        trial = self._study.ask()
+        # Touching this makes NSGA-II count enqueued trials to its population, which it silently does not otherwise.
+        _ = trial.relative_params
+        return trial
+
+    def tell_scored(self, trial: Trial, score: float, latency_ms: float) -> None:
+        """A candidate that was evaluated."""
+        self._study.tell(trial, (score, latency_ms))
+
+    def tell_rejected(self, trial: Trial, latency_ms: float) -> None:
+        """A proposal that does not fit the budget; it counts as complete and infeasible, which is what steers."""
+        self._study.tell(trial, (UNSCORED, latency_ms))
+
+    def tell_skipped(self, trial: Trial) -> None:
+        """A proposal that was seen before, or could not be evaluated: it steers nothing."""
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        """The trial as it was told."""
+        return self._study.get_trials(deepcopy=False)[trial.number]
+
+
+def choice_of(trial: Trial) -> Choose:
+    """Answers a space's questions with an Optuna trial, every gene a categorical parameter."""
+
+    def choose(name: str, options: Sequence[G]) -> G:
+        chosen: Any = trial.suggest_categorical(name, options)
+        return chosen  # type: ignore[no-any-return]
+
+    return choose
+
+
+def set_constraint(trial: Trial, latency_ms: float, budget_ms: float) -> None:
+    """Records by which share of the budget a latency exceeds it; feasible is at most zero."""
+    trial.set_constraint(CONSTRAINT, (latency_ms - budget_ms) / budget_ms)

@@ -1,0 +1,110 @@
+"""Everything that a study was asked to do: one model for the command line, the study file and a resumed run."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from hardware.strict_yaml import load_yaml
+from nas.quantities import duration_s, latency_ms
+
+STUDY_FILE = "study.yaml"
+
+
+def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
+    """Keeps a quantity as people write it, once it is known to be one."""
+
+    def check(text: object) -> object:
+        read(str(text))
+        return text
+
+    return BeforeValidator(check)
+
+
+LatencyText = Annotated[str, _with_unit(latency_ms)]
+DurationText = Annotated[str, _with_unit(duration_s)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class StudySettings(BaseModel):
+    """What to search for, on what, and how long; every field can stand in a study file and on the command line.
+
+    `trials` counts evaluated candidates, not proposals that the budget rejects. `layouts` is how many PBConv layouts a
+    finalist tries before it trains (seed 001 uses 10). `data_limit` is the largest number of training images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    target: str
+    budget: LatencyText
+    data: str = "digits"
+    data_limit: Positive | None = None
+    space: str = "edge-small"
+    sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
+    score: str = "dispersion"
+    trials: Positive = 48
+    time: DurationText | None = None
+    iterations: Positive = 20
+    finalists: Positive = 4
+    layouts: Annotated[int, Field(ge=0)] = 3
+    epochs: Positive = 12
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    threads: Positive = 1
+    runtime: str | None = None
+    storage: str | None = None
+    workers: Positive = 2
+    backend: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    @property
+    def budget_ms(self) -> float:
+        return latency_ms(self.budget)
+
+    @property
+    def time_s(self) -> float | None:
+        """How long the search may take, None without a limit."""
+        return None if self.time is None else duration_s(self.time)
+
+
+# What may differ between two runs of one study without changing what it finds.
+RUN_SETTINGS = frozenset({"trials", "time", "workers", "backend", "ray_address"})
+
+
+class StudyFile(StudySettings):
+    """A study as it is kept: its settings and what they were resolved to when it began."""
+
+    created: str
+    target_sha256: str
+    data_fingerprint: str
+    versions: dict[str, str]
+
+    def settings(self) -> StudySettings:
+        """The settings alone."""
+        return StudySettings(**{name: getattr(self, name) for name in StudySettings.model_fields})
+
+
+def read_study_file(folder: Path) -> StudyFile:
+    """The record of the study in a folder.
+
+    Raises:
+        ConfigError: there is none, or it is damaged; the message names file and line.
+    """
+    return load_yaml(folder / STUDY_FILE, StudyFile)
+
+
+def write_study_file(folder: Path, study: StudyFile) -> None:
+    """Keeps the record of a study; a reader never sees half of it."""
+    partial = folder / f".{STUDY_FILE}.partial"
+    partial.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    partial.replace(folder / STUDY_FILE)
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a result depends on."""
+    packages = ("edge-nas", "torch", "optuna", "onnx", "onnxruntime", "numpy")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

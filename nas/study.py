@@ -1,0 +1,238 @@
+"""The one loop: ask, evaluate the cheapest first, tell, remember; and the same again when a study is resumed.
+
+A study repeats itself. Proposal n follows from the seed and from the results of the first n - WINDOW proposals, however
+many workers there are and whichever of them is quicker, because results are told in the order of asking. So a resumed
+study is run again from its beginning with the remembered results in place of evaluations, which takes a millisecond
+per trial, and then simply goes on; nothing of the sampler's state needs to be kept.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+
+from evaluators.early import EarlySettings
+from evaluators.evaluator import Failure, Outcome
+from evaluators.static import StaticCost
+from hardware.strict_yaml import ConfigError
+from nas.executors.executor import Executor, Job
+from nas.jobs import early_job
+from nas.problem import Problem
+from nas.proposals import Proposal, Proposer, SpaceExhausted
+from nas.results import Key, ResultStore
+from nas.sampling import Sampling
+from nas.storage import open_study
+from searchspace.cheapest import cheapest_member
+from searchspace.spec import ArchSpec, spec_id
+
+logger = logging.getLogger(__name__)
+
+# How many candidates may be out at once. Part of what a study is: another number would give other proposals.
+WINDOW = 8
+
+RESULTS = "results.jsonl"
+EARLY = "early"
+
+
+class InfeasibleBudget(Exception):
+    """No member of the space keeps the budget; carries the fastest one and what it takes."""
+
+    def __init__(self, problem: Problem, fastest: ArchSpec, cost: StaticCost, exact: bool) -> None:
+        claim = "the fastest member of space" if exact else "the fastest member found in space"
+        super().__init__(
+            f"no network of space {problem.space.name} keeps {problem.settings.budget} on {problem.target.name}: "
+            f"{claim} ({spec_id(fastest)}, input {fastest.input_shape[1]} px) is expected to take "
+            f"{cost.latency.value_ms:.3g} ms and up to {cost.latency.high_ms:.3g} ms; allow at least that"
+        )
+        self.fastest = fastest
+        self.cost = cost
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A candidate that was looked at; `number` is its trial in the durable study, `score` None where it failed."""
+
+    number: int
+    spec: ArchSpec
+    deploy_id: str
+    cost: StaticCost
+    outcome: Outcome
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a search is."""
+
+    done: int
+    total: int
+    rejected: int
+    duplicates: int
+    failed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """What a search looked at, and why it ended."""
+
+    evaluated: tuple[Evaluated, ...]
+    progress: Progress
+    ended: str
+
+
+def check_budget(problem: Problem) -> dict[str, object]:
+    """Genes of the fastest member, after making sure before any trial that it keeps the budget.
+
+    Exact where the target's table answers for every kernel. Where kernels are measured on the spot the member with the
+    fewest multiply-adds and blocks stands in, since to measure them all would take hours.
+
+    Raises:
+        InfeasibleBudget: it does not.
+    """
+    exact = not problem.measures_on_the_spot
+    if exact:
+        fastest = cheapest_member(
+            problem.space, problem.task, lambda shape, block: problem.costs.block(shape, block).latency_ms
+        )
+    else:
+        fastest = cheapest_member(problem.space, problem.task, problem.costs.macs_and_overhead)
+    cost = problem.costs(fastest.spec)
+    if cost.latency.high_ms > problem.settings.budget_ms:
+        raise InfeasibleBudget(problem, fastest.spec, cost, exact)
+    return dict(fastest.genes)
+
+
+@dataclass
+class _Pending:
+    proposal: Proposal
+    outcome: Outcome | None = None
+
+
+class Search:
+    """A search in its folder; `run` goes on from wherever the folder says it is."""
+
+    def __init__(self, problem: Problem, folder: Path, executor: Executor) -> None:
+        self._problem = problem
+        self._executor = executor
+        self._results = ResultStore(folder / RESULTS)
+        self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
+        self._kept = self._durable.get_trials(deepcopy=False)
+        self._sampling = Sampling(problem.settings.sampler, problem.settings.seed)
+        self._proposer = Proposer(problem, self._sampling)
+        self._evaluated: list[Evaluated] = []
+        self._window: deque[_Pending] = deque()
+        self._out: dict[int, _Pending] = {}
+
+    @property
+    def results(self) -> ResultStore:
+        return self._results
+
+    def run(self, fastest: dict[str, object], on_progress: Callable[[Progress], None]) -> SearchOutcome:
+        """Searches until the study has its trials, its time is up, or nothing new fits the budget.
+
+        `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial.
+
+        Raises:
+            ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
+        """
+        settings = self._problem.settings
+        deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
+        self._sampling.enqueue(fastest)  # type: ignore[arg-type]
+        asked, ended = 0, "all trials done"
+        while True:
+            while asked < settings.trials and self._may_ask():
+                if deadline is not None and time.monotonic() > deadline:
+                    ended, asked = f"time is up ({settings.time})", settings.trials
+                    break
+                try:
+                    self._enter(self._proposer.next())
+                except SpaceExhausted as error:
+                    ended, asked = str(error), settings.trials
+                    break
+                asked += 1
+            if not self._window:
+                return SearchOutcome(tuple(self._evaluated), self._progress(), ended)
+            self._wait_for_oldest()
+            self._tell(self._window.popleft())
+            on_progress(self._progress())
+
+    def _may_ask(self) -> bool:
+        if self._problem.measures_on_the_spot:
+            # Proposals are timed while they are asked, so nothing else may run then.
+            return not self._out and len(self._window) < WINDOW
+        return len(self._window) < WINDOW
+
+    def _enter(self, proposal: Proposal) -> None:
+        pending = _Pending(proposal)
+        found = self._results.get(Key(proposal.deploy_id, EARLY))
+        if found is not None:
+            pending.outcome = found
+        self._window.append(pending)
+        if not self._problem.measures_on_the_spot:
+            self._submit_waiting()
+
+    def _submit_waiting(self) -> None:
+        out = {id(pending) for pending in self._out.values()}
+        settings = self._problem.settings
+        early = EarlySettings(iterations=settings.iterations)
+        for pending in self._window:
+            if pending.outcome is None and id(pending) not in out:
+                proposal = pending.proposal
+                arguments = (proposal.spec, self._problem.data, early, settings.seed)
+                handle = self._executor.submit(Job(f"candidate {proposal.deploy_id}", early_job, arguments))
+                self._out[handle] = pending
+
+    def _wait_for_oldest(self) -> None:
+        self._submit_waiting()
+        while self._window[0].outcome is None:
+            finished = self._executor.wait()
+            pending = self._out.pop(finished.handle)
+            pending.outcome = finished.result
+            self._results.add(Key(pending.proposal.deploy_id, EARLY), finished.result)
+
+    def _tell(self, pending: _Pending) -> None:
+        proposal, outcome = pending.proposal, pending.outcome
+        assert outcome is not None
+        trial, cost = proposal.trial, proposal.cost
+        known = {"macs": float(cost.macs), "params": float(cost.params)}
+        trial.set_user_attr("arch", proposal.deploy_id)
+        trial.set_user_attr("latency_tier", cost.latency.tier.value)
+        trial.set_user_attr("latency_high_ms", cost.latency.high_ms)
+        score = None
+        if isinstance(outcome, Failure):
+            trial.set_user_attr("failure", outcome.reason)
+            logger.warning("candidate %s failed: %s", proposal.deploy_id, outcome.reason)
+            self._sampling.tell_skipped(trial)
+        else:
+            known |= outcome
+            score = self._problem.score.value(known)
+            for name, value in known.items():
+                trial.set_user_attr(name, value)
+            self._sampling.tell_scored(trial, score, cost.latency.value_ms)
+        number = self._keep(self._sampling.frozen(trial))
+        self._evaluated.append(Evaluated(number, proposal.spec, proposal.deploy_id, cost, outcome, score))
+
+    def _keep(self, trial: optuna.trial.FrozenTrial) -> int:
+        number = len(self._evaluated)
+        if number < len(self._kept):
+            if self._kept[number].params != trial.params:
+                raise ConfigError(
+                    f"study {self._problem.settings.study}: trial {number} does not repeat itself, so the space, the "
+                    "data, the latency table or a library has changed since; start a new study with --study NAME"
+                )
+        else:
+            self._durable.add_trial(trial)
+        return number
+
+    def _progress(self) -> Progress:
+        return Progress(
+            done=len(self._evaluated),
+            total=self._problem.settings.trials,
+            rejected=self._proposer.rejected,
+            duplicates=self._proposer.duplicates,
+            failed=sum(candidate.score is None for candidate in self._evaluated),
+        )

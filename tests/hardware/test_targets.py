@@ -1,0 +1,184 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hardware import targets
+from hardware.kernels import Kernel
+from hardware.latency_table import MeasuredTable, Tier, UnmeasuredKernel
+from hardware.ops import GlobalPool
+from hardware.strict_yaml import ConfigError
+from hardware.targets import known_targets, load_target
+
+KERNEL = Kernel((GlobalPool(),), ((16, 8, 8),), (16, 1, 1))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "edge-nas" / "tables"
+
+
+@pytest.fixture
+def copied_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "targets"
+    for path in targets.TARGETS_FOLDER.rglob("*.yaml"):
+        copy = folder / path.relative_to(targets.TARGETS_FOLDER)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    monkeypatch.setattr(targets, "TARGETS_FOLDER", folder)
+    return folder
+
+
+def test_every_known_target_loads_under_its_file_name(cache: Path) -> None:
+    assert set(known_targets()) >= {"host", "rk3288"}
+    for name in known_targets():
+        target = load_target(name)
+        assert target.name == name
+        assert target.threads == 1
+        assert target.latency_model.table.startswith(f"{name}/{target.runtime}-{target.runtime_version}/1t/fp32@")
+        assert len(target.sha256) == 64
+
+
+def test_rk3288_says_what_it_rests_on() -> None:
+    target = load_target("rk3288", threads=4)
+    assert target.tier is Tier.calibrated
+    assert target.supported_threads == (1, 4)
+    assert (target.runtime, target.runtime_version) == ("ncnn", "20211208")
+    assert "1d0b78f9b663e4a66596ac83099fa84037a53372" in target.about.provenance.source
+    assert target.about.provenance.licence == "BSD-3-Clause"
+    assert target.fusion_rules == (("conv", "relu"), ("conv", "relu6"))
+    assert target.errors is not None
+    assert (target.errors.networks, target.errors.fastest_ms, target.errors.slowest_ms) == (25, 11.85, 960.6)
+
+
+def test_thread_counts_have_tables_of_their_own() -> None:
+    one, four = load_target("rk3288", threads=1), load_target("rk3288", threads=4)
+    assert one.sha256 != four.sha256
+    assert one.latency_model.table.split("@")[0] == "rk3288/ncnn-20211208/1t/fp32"
+    assert four.latency_model.table.split("@")[0] == "rk3288/ncnn-20211208/4t/fp32"
+    assert load_target("rk3288", runtime="ncnn").sha256 == one.sha256
+
+
+def test_the_hash_follows_the_figures_and_not_the_comments(copied_targets: Path) -> None:
+    before = {threads: load_target("rk3288", threads=threads).sha256 for threads in (1, 4)}
+    file = copied_targets / "rk3288" / "calibration.yaml"
+    text = file.read_text()
+    file.write_text("# a comment\n" + text)
+    assert {threads: load_target("rk3288", threads=threads).sha256 for threads in (1, 4)} == before
+    changed, count = re.subn(r"(4: \{matrix: )[0-9.]+", r"\g<1>0.5", text)
+    assert count == 1
+    file.write_text(changed)
+    assert load_target("rk3288", threads=1).sha256 == before[1]
+    assert load_target("rk3288", threads=4).sha256 != before[4]
+    file.write_text(text.replace("global_pool: {written: ", "global_pool: {written: 1"))
+    assert load_target("rk3288", threads=1).sha256 != before[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rk3289", {}, "got 'rk3289'; did you mean 'rk3288'? known: host, rk3288"),
+        ("../rk3288", {}, "must be one of the known targets"),
+        ("rk3288", {"threads": 2}, "target rk3288 has figures for 1, 4 threads, got 2"),
+        ("rk3288", {"threads": 0}, "got 0"),
+        ("rk3288", {"runtime": "mnn"}, "target rk3288 has figures for ncnn only, got 'mnn'"),
+        ("host", {"threads": 10**6}, "got 1000000"),
+    ],
+)
+def test_what_a_target_cannot_do_is_refused_with_what_it_can(name: str, options: dict[str, int], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_target(name, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("rk3288.yaml", "runtime: ncnn", "runtim: ncnn", ":7: runtim: unknown key; did you mean 'runtime'?"),
+        ("rk3288.yaml", "calibration: rk3288/calibration.yaml", "", "needs both calibration and outside_range"),
+        ("rk3288.yaml", "tier: calibrated", "tier: measured", "a calibrated target, and no other"),
+        ("rk3288.yaml", "rk3288/calibration.yaml", "rk3288/none.yaml", "none.yaml: a readable file is needed"),
+        (
+            "rk3288/calibration.yaml",
+            "conv1x1: {macs: ",
+            "conv1x1: {mac: ",
+            "unknown amount 'mac'; did you mean 'macs'?",
+        ),
+        ("rk3288/calibration.yaml", "winograd: 1", "winograd: -1", "costs.1.winograd: must be greater than 0"),
+        ("rk3288/calibration.yaml", "costs:\n  1:", "costs:\n  2:", "costs and errors need equal threads"),
+    ],
+)
+def test_a_wrong_target_file_is_refused(copied_targets: Path, file: str, old: str, new: str, message: str) -> None:
+    text = (copied_targets / file).read_text()
+    assert old in text
+    (copied_targets / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_target("rk3288")
+
+
+def test_host_measures_into_a_table_of_its_own_in_the_users_cache(cache: Path) -> None:
+    first = load_target("host").latency_model
+    assert isinstance(first, MeasuredTable)
+    assert not cache.exists()
+    with pytest.raises(UnmeasuredKernel):
+        first.kernel(KERNEL)
+    first.add(KERNEL, median_ms=0.25, spread_ms=0.01, runs=20)
+    again = load_target("host")
+    assert again.latency_model.kernel(KERNEL).value_ms == 0.25
+    assert again.tier is Tier.measured
+    assert again.latency_model.table == first.table
+    assert [path.parent for path in cache.rglob("*.csv")] == [cache]
+
+
+def test_host_tables_of_other_threads_processors_and_versions_are_not_mixed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    table = load_target("host").latency_model
+    assert isinstance(table, MeasuredTable)
+    table.add(KERNEL, median_ms=0.25, spread_ms=0.01, runs=20)
+    assert table.missing([KERNEL]) == ()
+
+    def is_empty(threads: int = 1) -> bool:
+        other = load_target("host", threads=threads).latency_model
+        return isinstance(other, MeasuredTable) and other.missing([KERNEL]) == (KERNEL.key,)
+
+    assert is_empty(threads=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0.0.1")
+        assert is_empty()
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_processor_name", lambda: "another processor")
+        assert is_empty()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 4)
+        assert is_empty()
+    assert not is_empty()
+
+
+def test_host_without_its_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise targets.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(ConfigError, match="run pip install onnxruntime"):
+        load_target("host")
+
+
+def test_the_cache_falls_back_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    table = load_target("host").latency_model
+    assert isinstance(table, MeasuredTable)
+    assert table.path.parent == tmp_path / ".cache" / "edge-nas" / "tables"
+
+
+def test_loading_a_target_needs_neither_pandas_nor_torch_nor_onnxruntime() -> None:
+    code = (
+        "import sys; from hardware.targets import load_target; load_target('rk3288'); "
+        "print([name for name in ('pandas', 'torch', 'onnxruntime', 'onnx', 'scipy') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -4,10 +4,10 @@ import importlib.metadata
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from hardware.strict_yaml import load_yaml
 from nas.quantities import duration_s, latency_ms
@@ -70,6 +70,17 @@ class StudySettings(BaseModel):
         """How long the search may take, None without a limit."""
         return None if self.time is None else duration_s(self.time)
 
+
+# What a study file or a command line may give of the settings: any of them, the rest comes from elsewhere.
+StudyDraft: type[BaseModel] = create_model(
+    "StudyDraft",
+    __config__=ConfigDict(extra="forbid", frozen=True),
+    **{  # type: ignore[call-overload]
+        name: (hint | None, None)
+        for name, hint in get_type_hints(StudySettings, include_extras=True).items()
+        if name in StudySettings.model_fields
+    },
+)
 
 # What may differ between two runs of one study without changing what it finds.
 RUN_SETTINGS = frozenset({"trials", "time", "workers", "backend", "ray_address"})

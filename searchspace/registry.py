@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
-from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from hardware.graph import GraphBuilder
 from hardware.graph import Tensor as GraphTensor
 from hardware.ops import Shape
+from hardware.strict_yaml import nearest
 from searchspace.fold import ConvWeights
 
 
@@ -83,9 +83,7 @@ def family_named(name: str) -> BlockFamily:
     """
     _load_own()
     if name not in _FAMILIES:
-        near = get_close_matches(name, _FAMILIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown block family {name!r}, known: {', '.join(sorted(_FAMILIES))}{hint}")
+        raise ValueError(f"unknown block family {name!r}; {nearest(name, list(_FAMILIES))}")
     return _FAMILIES[name]
 
 

@@ -6,9 +6,9 @@ each seeing only the shape that enters it, so that costs can be minimised stage 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from hardware.ops import Shape
+from hardware.strict_yaml import nearest
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
 from searchspace.blocks.rdp import Rdp
@@ -16,7 +16,7 @@ from searchspace.blocks.rep import Rep
 from searchspace.choosers import Choose, prefixed
 from searchspace.network import block_graph
 from searchspace.registry import BlockSpec
-from searchspace.spec import ArchSpec, Stage
+from searchspace.spec import ArchSpec, SpecError, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +140,8 @@ def space_named(name: str) -> Space:
     """The space called `name`.
 
     Raises:
-        ValueError: there is none; the message lists the known ones.
+        SpecError: there is none; the message lists the known ones.
     """
     if name not in SPACES:
-        near = get_close_matches(name, SPACES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown space {name!r}, known: {', '.join(SPACES)}{hint}")
+        raise SpecError(f"space: unknown space {name!r}; {nearest(name, list(SPACES))}")
     return SPACES[name]

@@ -10,13 +10,13 @@ import json
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from hardware.ops import ACTIVATIONS
+from hardware.strict_yaml import nearest
 from searchspace.coverage import Layout, parse_layout
 from searchspace.registry import BlockSpec, family_named, family_of
 
@@ -186,9 +186,7 @@ def _checked_keys(data: Any, where: str, required: set[str], optional: set[str])
     known = required | set(optional)
     for key in data:
         if key not in known:
-            near = get_close_matches(str(key), known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise SpecError(f"{where}: unknown key {key!r}; {hint}")
+            raise SpecError(f"{where}: unknown key {key!r}; {nearest(str(key), list(known))}")
     missing = sorted(required - data.keys())
     if missing:
         raise SpecError(f"{where}: the key {missing[0]!r} is missing")

@@ -585,8 +585,9 @@ class ShortArray:
     """Pickles as an array that announces one image and brings three bytes."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        rebuild, arguments, _ = np.zeros((1, 3072), np.uint8).__reduce__()
-        return rebuild, arguments, (1, (1, 3072), np.dtype(np.uint8), False, b"abc")
+        whole = np.zeros((1, 3072), np.uint8).__reduce__()
+        assert isinstance(whole, tuple)
+        return whole[0], whole[1], (1, (1, 3072), np.dtype(np.uint8), False, b"abc")
 
 
 def test_pickled_array_shorter_than_its_shape_is_an_error(tmp_path: Path) -> None:

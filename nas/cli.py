@@ -1,0 +1,222 @@
+"""The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from nas import __version__
+
+DONE, BROKE, WRONG_INPUT, INFEASIBLE, BROKEN_CERTIFICATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with the nearest known word."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        flags = [word for word in unknown if word.startswith("-")]
+        if flags and self._subparsers is None:
+            known = [option for action in self._actions for option in action.option_strings if option != "-h"]
+            near = get_close_matches(flags[0].partition("=")[0], known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            self.error(f"unknown flag {flags[0]}; {hint}known: {', '.join(sorted(known))}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_INPUT, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return WRONG_INPUT
+    command: Callable[[argparse.Namespace], int] = options.command
+    if options.debug:
+        return command(options)
+    try:
+        return command(options)
+    except KeyboardInterrupt:
+        print("interrupted; a study goes on with `nas resume STUDY`", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return DONE
+    except Exception as error:
+        return _report_error(error)
+
+
+def _report_error(error: Exception) -> int:
+    from evaluators.image_files import DataError
+    from hardware.strict_yaml import ConfigError
+    from nas.quantities import QuantityError
+    from nas.study import InfeasibleBudget
+    from searchspace.spec import SpecError
+
+    codes = {InfeasibleBudget: INFEASIBLE} | dict.fromkeys(
+        (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
+    )
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
+    if code == BROKE:
+        print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
+    else:
+        print(f"nas: {error}", file=sys.stderr)
+    return code
+
+
+def _build_parser() -> _Parser:
+    parser = _Parser(prog="nas", description="Finds neural networks for small devices.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"nas {__version__}")
+    parser.set_defaults(command=None, debug=False)
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        sub.set_defaults(command=command)
+        sub.add_argument("--debug", action="store_true", help="show the traceback when something breaks")
+        return sub
+
+    search = add("search", _search, "search, train the finalists, fuse, verify, export and certify them")
+    search.add_argument("study_yaml", nargs="?", type=Path, metavar="STUDY.yaml", help="settings; flags override them")
+    for flag, kind, text in _SETTING_FLAGS:
+        search.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
+    _add_common(search)
+
+    resume = add("resume", _resume, "go on with a study to its total number of trials, or N more")
+    resume.add_argument("study", help="name or folder of the study")
+    resume.add_argument("--trials", type=int, metavar="N", help="so many more than it has")
+    resume.add_argument("--time", help="stop searching after so long, such as 10m")
+    resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
+    resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
+    resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already")
+    _add_common(resume)
+
+    show = add("show", _show, "the front of a study as a table, or one member in full")
+    show.add_argument("study", help="name or folder of the study")
+    show.add_argument("--trial", type=int, metavar="N", help="one member")
+    _add_common(show)
+
+    predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
+    predict.add_argument("spec", help="a spec file or STUDY:TRIAL")
+    _add_target(predict)
+    _add_common(predict)
+
+    measure = add("measure", _measure, "measured latency on this machine: median, spread, runs")
+    measure.add_argument("spec", help="a spec file, STUDY:TRIAL or MODEL.onnx")
+    _add_target(measure)
+    _add_common(measure)
+
+    targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")
+    targets.add_argument("target", nargs="?", help="one of them in full")
+    _add_common(targets)
+
+    calibrate = add("calibrate", _calibrate, "derive a target's table from the published figures again, with its error")
+    calibrate.add_argument("target")
+    calibrate.add_argument("--write", action="store_true", help="replace the shipped table")
+    _add_common(calibrate)
+    return parser
+
+
+_SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("target", str, "the device, see `nas targets`"),
+    ("budget", str, "the most a network may take, such as 5ms"),
+    ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
+    ("data-limit", int, "use at most so many training images"),
+    ("space", str, "which networks may be proposed"),
+    ("sampler", str, "nsga2, nsga3, tpe or random"),
+    ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
+    ("trials", int, "candidates to evaluate"),
+    ("time", str, "stop searching after so long, such as 10m"),
+    ("iterations", int, "training iterations before a candidate is scored"),
+    ("finalists", int, "candidates to train"),
+    ("layouts", int, "PBConv layouts to try for each finalist"),
+    ("epochs", int, "epochs to train each finalist"),
+    ("workers", int, "processes or Ray tasks at a time"),
+    ("backend", str, "local or ray"),
+    ("ray-address", str, "a Ray cluster that runs already"),
+    ("study", str, "name of the study"),
+    ("storage", str, "an Optuna storage URL in place of a journal in the study's folder"),
+    ("seed", int, "where all randomness comes from"),
+    ("threads", int, "threads on the device"),
+    ("runtime", str, "the device's runtime"),
+)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="the device, see `nas targets`")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads on the device")
+    parser.add_argument("--runtime", metavar="R", help="the device's runtime")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def _search(options: argparse.Namespace) -> int:
+    from nas.commands import search
+
+    given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name, _, _ in _SETTING_FLAGS}
+    return search(
+        options.study_yaml, {name: value for name, value in given.items() if value is not None}, _view(options)
+    )
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from nas.commands import resume
+
+    changes = {name: getattr(options, name) for name in ("time", "workers", "backend", "ray_address")}
+    changed = {name: value for name, value in changes.items() if value is not None}
+    return resume(options.study, options.trials, changed, _view(options))
+
+
+def _show(options: argparse.Namespace) -> int:
+    from nas.commands import show
+
+    return show(options.study, options.trial, _view(options))
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from nas.commands import predict
+
+    return predict(options.spec, options.target, options.threads, options.runtime, _view(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from nas.commands import measure
+
+    return measure(options.spec, options.target, options.threads, options.runtime, _view(options))
+
+
+def _targets(options: argparse.Namespace) -> int:
+    from nas.commands import targets
+
+    return targets(options.target, _view(options))
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    from nas.commands import calibrate
+
+    return calibrate(options.target, options.write, _view(options))
+
+
+def _view(options: argparse.Namespace) -> Any:
+    from nas.commands import View
+
+    return View(options.out, options.json, options.quiet)
+
+
+def print_json(document: Any) -> None:
+    """One JSON object on stdout."""
+    json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

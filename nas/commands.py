@@ -1,0 +1,389 @@
+"""What each command does once its words are understood: one call into the library, then a table or JSON."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hardware.cost import cost, receptive_field
+from hardware.graph import DeployGraph
+from hardware.kernels import fuse
+from hardware.latency_table import worst_tier
+from hardware.strict_yaml import ConfigError, load_yaml
+from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
+from nas.cli import BROKEN_CERTIFICATE, DONE
+from nas.members import latency_json, read_front
+from nas.problem import Problem, measuring_target
+from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file, write_study_file
+from searchspace.network import build_network, deploy, deploy_graph
+from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where studies are kept and how a person wants to be told."""
+
+    studies: Path
+    json: bool
+    quiet: bool
+
+
+def search(study_yaml: Path | None, flags: Mapping[str, Any], view: View) -> int:
+    """`nas search`: a new study, or the same one again."""
+    from nas.driver import begin
+
+    draft: dict[str, Any] = {}
+    if study_yaml is not None:
+        draft = load_yaml(study_yaml, StudyDraft).model_dump(exclude_none=True)
+    draft |= flags
+    for name in ("target", "budget"):
+        if name not in draft:
+            raise ConfigError(f"{name}: needed to search; give --{name}, or a study file with `{name}:`")
+    named = "study" in draft
+    draft.setdefault("study", default_name(draft))
+    settings = checked_settings(draft)
+    folder = view.studies / settings.study
+    if not named:
+        folder, settings = _free_folder(view.studies, settings)
+    elif (folder / STUDY_FILE).exists():
+        _check_same_settings(read_study_file(folder).settings(), settings)
+    return _run(begin(settings, folder), folder, view)
+
+
+def default_name(draft: Mapping[str, Any]) -> str:
+    """What a study is called whose user gave no name."""
+    data = Path(str(draft.get("data", "digits")).partition(":")[0]).name
+    text = f"{draft['target']}-{draft['budget']}-{data}"
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text).lstrip("._-")[:80]
+
+
+def checked_settings(values: Mapping[str, Any]) -> StudySettings:
+    """The settings, or what is wrong with them in one line.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
+    try:
+        return StudySettings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = ".".join(map(str, first["loc"])).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if "got" in message else f", got {first['input']!r}"
+        raise ConfigError(f"{flag}: {message}{got}") from error
+
+
+def _free_folder(studies: Path, settings: StudySettings) -> tuple[Path, StudySettings]:
+    # The same command again is the same study; other settings under the same default name get a name of their own.
+    name, number = settings.study, 1
+    while True:
+        candidate = settings.model_copy(update={"study": name if number == 1 else f"{name}-{number}"})
+        folder = studies / candidate.study
+        if not (folder / STUDY_FILE).exists() or not _differences(read_study_file(folder).settings(), candidate):
+            return folder, candidate
+        number += 1
+
+
+def _differences(first: StudySettings, second: StudySettings) -> list[str]:
+    return [
+        name
+        for name in StudySettings.model_fields
+        if name not in RUN_SETTINGS and getattr(first, name) != getattr(second, name)
+    ]
+
+
+def _check_same_settings(recorded: StudySettings, wanted: StudySettings) -> None:
+    if names := _differences(recorded, wanted):
+        changes = ", ".join(f"{name} is {getattr(recorded, name)!r} there" for name in names)
+        raise ConfigError(
+            f"study {wanted.study}: exists with other settings ({changes}); "
+            f"give another --study NAME, or go on with `nas resume {wanted.study}`"
+        )
+
+
+def _run(problem: Problem, folder: Path, view: View) -> int:
+    from nas.console import observer, print_front
+    from nas.driver import run_study
+    from nas.report import worth
+
+    with observer(view.quiet) as watching:
+        outcome = run_study(problem, folder, watching)
+    if view.json:
+        print(json.dumps(outcome.document, indent=2, allow_nan=False))
+    else:
+        print_front(outcome.document)
+        print(worth(outcome.document))
+        for failure in outcome.failures:
+            print(failure)
+        if problem.settings.data_limit is not None:
+            print(f"Trained on at most {problem.settings.data_limit} images of {problem.settings.data}.")
+        print(f"Everything is in {folder}; `nas show {folder.name} --trial N` shows a member in full.")
+    if outcome.certificate_broken:
+        for each in outcome.document["members"]:
+            if each["certificate"]["kept"] is False:
+                print(f"nas: trial {each['trial']}: {each['certificate']['why']}", file=sys.stderr)
+        return BROKEN_CERTIFICATE
+    return DONE
+
+
+def study_folder(name: str, view: View) -> Path:
+    """The folder of a study given by name or path.
+
+    Raises:
+        ConfigError: there is no such study; the message lists those that are there.
+    """
+    for folder in (view.studies / name, Path(name)):
+        if (folder / STUDY_FILE).exists():
+            return folder
+    known = sorted(path.parent.name for path in view.studies.glob(f"*/{STUDY_FILE}"))
+    listed = f"known in {view.studies}: {', '.join(known)}" if known else f"there are none in {view.studies}"
+    raise ConfigError(f"study: no study {name!r}; {listed}; another place is given by --out DIR")
+
+
+def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view: View) -> int:
+    """`nas resume`: the rest of a study."""
+    from nas.driver import check_same
+    from nas.problem import resolve
+    from nas.storage import driver_lock, open_study
+
+    folder = study_folder(name, view)
+    record = read_study_file(folder)
+    values = record.settings().model_dump() | {"time": None} | dict(changed)
+    if more_trials is not None:
+        with driver_lock(folder):
+            done = len(open_study(folder, record.study, record.storage).get_trials(deepcopy=False))
+        if more_trials < 1:
+            raise ConfigError(f"trials: at least 1 more, got {more_trials}")
+        values["trials"] = done + more_trials
+    settings = checked_settings(values)
+    problem = resolve(settings)
+    check_same(record, problem)
+    write_study_file(folder, record.model_copy(update={"trials": settings.trials}))
+    return _run(problem, folder, view)
+
+
+def show(name: str, trial: int | None, view: View) -> int:
+    """`nas show`: the front, or one member."""
+    folder = study_folder(name, view)
+    document = read_front(folder)
+    if trial is None:
+        if view.json:
+            print(json.dumps(document, indent=2, allow_nan=False))
+        else:
+            from nas.console import print_front
+            from nas.report import worth
+
+            print_front(document)
+            print(worth(document))
+        return DONE
+    each = next((each for each in document["members"] if each["trial"] == trial), None)
+    if each is None:
+        known = ", ".join(str(each["trial"]) for each in document["members"])
+        raise ConfigError(f"trial: {trial} is not on the front of {document['study']}; its members are {known}")
+    if view.json:
+        print(json.dumps(each, indent=2, allow_nan=False))
+        return DONE
+    settings = read_study_file(folder)
+    spec = spec_from_dict(each["spec"])
+    target = measuring_target(settings.target, threads=settings.threads, runtime=settings.runtime)
+    _print_prediction(predicted(spec, target), target)
+    accuracy = each["accuracy"]
+    seen = f"{accuracy['images']} {accuracy['split']} images after {accuracy['epochs']} epochs"
+    print(f"accuracy  {accuracy['value']:.4f} on {seen}")
+    print(f"parity    {each['parity']['max_abs']:.2e} absolute, {each['parity']['max_rel']:.2e} relative")
+    print(f"promise   {each['certificate']['why']}")
+    for file in each["files"].values():
+        print(f"file      {folder / file['path']}")
+    return DONE
+
+
+def read_any_spec(text: str, view: View) -> ArchSpec:
+    """The network that a spec file or STUDY:TRIAL names.
+
+    Raises:
+        SpecError: there is none.
+    """
+    study, colon, trial = text.rpartition(":")
+    if colon and trial.isdigit():
+        path = study_folder(study, view) / "models" / trial / "spec.yaml"
+        if not path.exists():
+            raise SpecError(f"{text}: trial {trial} of {study} was not trained, so there is no model of it")
+        return read_spec(path)
+    if Path(text).is_file():
+        return read_spec(Path(text))
+    raise SpecError(f"spec: {text!r} is neither a spec file nor STUDY:TRIAL; `nas show STUDY` lists trials")
+
+
+def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
+    """What is known of a network before it is built, with a line per kernel."""
+    graph = network_graph(spec)
+    own = cost(graph)
+    field = receptive_field(graph)
+    kernels = fuse(graph, target.fusion_rules)
+    latencies = [target.latency_model.kernel(kernel) for kernel in kernels]
+    total = target.latency_model.network(
+        sum(each.value_ms for each in latencies), worst_tier(each.tier for each in latencies)
+    )
+    return {
+        "spec_id": spec_id(spec),
+        "spec": spec_to_dict(spec),
+        "params": own.params,
+        "macs": own.macs,
+        "peak_memory_bytes": own.peak_memory_bytes,
+        "receptive_field": {"height": field.height, "width": field.width, "jump": field.jump},
+        "latency_ms": latency_json(total),
+        "kernels": [
+            {"kernel": kernel.key, "latency_ms": each.value_ms, "tier": each.tier.value, "why": each.why}
+            for kernel, each in zip(kernels, latencies, strict=True)
+        ],
+    }
+
+
+def network_graph(spec: ArchSpec) -> DeployGraph:
+    """What a device runs for a spec that a person wrote.
+
+    Raises:
+        SpecError: its blocks do not fit each other.
+    """
+    try:
+        return deploy_graph(spec)
+    except ValueError as error:
+        raise SpecError(f"spec {spec_id(spec)}: {error}") from error
+
+
+def predict(text: str, target_name: str, threads: int, runtime: str | None, view: View) -> int:
+    """`nas predict`: everything static about a network."""
+    target = measuring_target(target_name, threads=threads, runtime=runtime)
+    found = predicted(read_any_spec(text, view), target)
+    if view.json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        _print_prediction(found, target)
+    return DONE
+
+
+def _print_prediction(found: Mapping[str, Any], target: Target) -> None:
+    from nas.console import print_table
+
+    rows = ([each["kernel"], f"{each['latency_ms']:.4f}", each["tier"]] for each in found["kernels"])
+    print_table(f"{found['spec_id']} on {target.latency_model.table}", ("kernel", "ms", "tier"), rows)
+    latency, field = found["latency_ms"], found["receptive_field"]
+    interval = f"expected {latency['low']:.3f} to {latency['high']:.3f}"
+    print(f"latency   {latency['value']:.3f} ms, {interval}, {latency['tier']}")
+    print(f"macs      {found['macs']:,}")
+    print(f"params    {found['params']:,}")
+    print(f"memory    {found['peak_memory_bytes']:,} bytes at most, weights included")
+    print(f"sees      {field['height']}x{field['width']} pixels, every {field['jump']}")
+
+
+def measure(text: str, target_name: str, threads: int, runtime: str | None, view: View) -> int:
+    """`nas measure`: a model run on this machine."""
+    import onnx
+
+    from hardware.onnx_model import to_onnx
+    from hardware.runners.onnxruntime import Protocol, time_model
+
+    target = load_target(target_name, threads=threads, runtime=runtime)
+    if target.name != "host":
+        raise ConfigError(f"target: only host can be measured from here, got {target.name!r}; its figures: nas predict")
+    if text.endswith(".onnx"):
+        model: onnx.ModelProto | Path = Path(text)
+        if not Path(text).is_file():
+            raise ConfigError(f"{text}: no such file")
+    else:
+        spec = read_any_spec(text, view)
+        network_graph(spec)
+        model = to_onnx(deploy(build_network(spec, 0).eval()), batch=1)
+    timing = time_model(model, threads=threads, protocol=Protocol(warmup_s=0.1, min_runs=50, min_s=1.0))
+    found = {
+        "model": text,
+        "target": target.name,
+        "runtime": f"{target.runtime} {target.runtime_version}",
+        "threads": threads,
+        "tier": "measured",
+        "latency_ms": {"median": timing.median_ms, "spread": timing.spread_ms, "p90": timing.p90_ms},
+        "runs": timing.runs,
+    }
+    if view.json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+    else:
+        print(
+            f"{timing.median_ms:.4f} ms measured: median of {timing.runs} runs, spread {timing.spread_ms:.4f} ms "
+            f"(interquartile), 90 % within {timing.p90_ms:.4f} ms; {found['runtime']}, threads: {threads}"
+        )
+    return DONE
+
+
+def targets(name: str | None, view: View) -> int:
+    """`nas targets`: the devices that are known."""
+    from nas.console import print_table
+
+    names = known_targets() if name is None else (load_target(name).name,)
+    rows = [row for known in names for row in _target_rows(known)]
+    if view.json:
+        print(json.dumps({"targets": rows}, indent=2, allow_nan=False))
+        return DONE
+    columns = ("name", "device", "runtime", "threads", "tier", "networks", "error_percent", "checked_ms")
+    print_table("targets", columns, ([str(row[column]) for column in columns] for row in rows))
+    if name is not None:
+        about = load_target(name).about
+        for title, text in (("about", about.description), ("protocol", about.protocol)):
+            print(f"{title:9} {text}")
+        print(f"source    {about.provenance.source}, {about.provenance.date}, {about.provenance.licence}")
+        print(f"method    {about.provenance.method}")
+        if about.outside_range is not None:
+            print(f"beyond    {about.outside_range.reason}")
+    return DONE
+
+
+def _target_rows(name: str) -> list[dict[str, Any]]:
+    first = load_target(name)
+    rows = []
+    for threads in first.supported_threads:
+        target = load_target(name, threads=threads)
+        errors = target.errors
+        rows.append(
+            {
+                "name": target.name,
+                "device": target.about.device,
+                "runtime": f"{target.runtime} {target.runtime_version}",
+                "threads": threads,
+                "tier": target.tier.value,
+                "networks": errors.networks if errors else "-",
+                "error_percent": errors.mape_percent if errors else "-",
+                "checked_ms": f"{errors.fastest_ms:g}-{errors.slowest_ms:g}" if errors else "-",
+                "table": target.latency_model.table,
+            }
+        )
+    return rows
+
+
+def calibrate(name: str, write: bool, view: View) -> int:
+    """`nas calibrate`: the table from the published figures again, and how well it predicts what it did not see."""
+    from hardware.calibration import leave_one_network_out, read_benchmark, recalibrate, report_text
+
+    target = load_target(name)
+    if target.about.calibration is None:
+        raise ConfigError(f"target: {name} is measured and not calibrated, so there is nothing to derive")
+    path = TARGETS_FOLDER / target.about.calibration
+    reports = leave_one_network_out(read_benchmark(path.parent))
+    text = recalibrate(path.parent)
+    same = text == path.read_text(encoding="utf-8")
+    if write and not same:
+        path.write_text(text, encoding="utf-8")
+    if view.json:
+        from dataclasses import asdict
+
+        print(json.dumps({str(threads): asdict(report) for threads, report in reports.items()}, indent=2))
+        return DONE
+    for report in reports.values():
+        print(report_text(report))
+        print()
+    print(
+        f"{path.name}: " + ("as derived" if same else "rewritten" if write else "differs from what is derived; --write")
+    )
+    return DONE

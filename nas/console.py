@@ -1,0 +1,128 @@
+"""What a person sees in the terminal: progress on stderr, tables on stdout."""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nas.study import Progress as SearchProgress
+
+# Where the output is no terminal a line is printed at most this often.
+PLAIN_LINE_EVERY_S = 15.0
+
+
+class QuietObserver:
+    """Says nothing."""
+
+    def __enter__(self) -> "QuietObserver":
+        return self
+
+    def __exit__(self, *details: object) -> None: ...
+    def note(self, text: str) -> None: ...
+    def searching(self, progress: SearchProgress) -> None: ...
+    def training(self, done: int, total: int) -> None: ...
+
+
+class PlainObserver(QuietObserver):
+    """A line on stderr now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def searching(self, progress: SearchProgress) -> None:
+        if progress.done == progress.total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
+            self._last = time.monotonic()
+            self.note(f"search: {progress.done} of {progress.total} candidates, {progress.rejected} over budget")
+
+    def training(self, done: int, total: int) -> None:
+        self.note(f"finalists: {done} of {total} trained")
+
+
+class BarObserver:
+    """Progress bars on stderr."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[extra]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "BarObserver":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False)
+
+    def searching(self, progress: SearchProgress) -> None:
+        extra = f"{progress.rejected} over budget" + (f", {progress.failed} failed" if progress.failed else "")
+        self._show("searching", progress.done, progress.total, extra)
+
+    def training(self, done: int, total: int) -> None:
+        self._show("training ", done, total, "")
+
+    def _show(self, name: str, done: int, total: int, extra: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, extra="")
+        self._progress.update(self._tasks[name], completed=done, total=total, extra=extra)
+
+
+Observer = QuietObserver | BarObserver
+
+
+def observer(quiet: bool) -> Observer:
+    """Bars on a terminal, lines elsewhere, nothing when quiet."""
+    if quiet:
+        return QuietObserver()
+    return BarObserver() if sys.stderr.isatty() else PlainObserver()
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table on stdout, as wide as it needs to be where stdout is no terminal."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+
+
+def print_front(document: Mapping[str, Any]) -> None:
+    """The front as a table: accuracy, latency with its interval and tier, params, MACs."""
+    print_table(
+        f"{document['study']}: {document['target']} within {document['budget_ms']:g} ms on {document['data']}",
+        ("trial", "accuracy", "latency ms", "expected ms", "tier", "params", "MACs M", "input", "kept"),
+        (
+            (
+                str(each["trial"]),
+                f"{each['accuracy']['value']:.3f}",
+                f"{each['latency_ms']['value']:.3g}",
+                f"{each['latency_ms']['low']:.3g}-{each['latency_ms']['high']:.3g}",
+                each["latency_ms"]["tier"],
+                f"{each['params']:,}",
+                f"{each['macs'] / 1e6:.2f}",
+                f"{each['spec']['input_shape'][1]} px",
+                {True: "yes", False: "NO", None: "not measured"}[each["certificate"]["kept"]],
+            )
+            for each in document["members"]
+        ),
+    )

@@ -72,7 +72,7 @@ def deploy(network: Network) -> DeployModel:
     weights = {
         f"{path}.{node}.{tensor}": value.detach().cpu().numpy()
         for path, block in zip(network.paths, network.blocks, strict=True)
-        for node, conv in block.folded().items()  # type: ignore[operator]
-        for tensor, value in conv._asdict().items()
+        for node, tensors in block.folded().items()  # type: ignore[operator]
+        for tensor, value in tensors._asdict().items()
     }
     return with_weights(deploy_graph(network.spec), weights)

@@ -1,6 +1,6 @@
 """The block families: how a new design enters the space, in one file and one registration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar, Protocol
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hardware.graph import GraphBuilder
 from hardware.graph import Tensor as GraphTensor
 from hardware.ops import Shape
-from searchspace.fold import ConvWeights
+from searchspace.fold import NodeWeights
 
 
 class BlockSpec(Protocol):
@@ -26,8 +26,8 @@ class TrainBlock(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    def folded(self) -> dict[str, ConvWeights]:
-        """Weights by the names of the nodes that the family's `emit` adds."""
+    def folded(self) -> Mapping[str, NodeWeights]:
+        """Weights by the names of the nodes that the family's `emit` adds, for those that need any."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ def family_of(spec: BlockSpec) -> BlockFamily:
 def _load_own() -> None:
     # Our own families register on import; whoever asks for a family by name should not have to import them.
     import searchspace.blocks.classifier
+    import searchspace.blocks.conv
     import searchspace.blocks.inverted
     import searchspace.blocks.rdp
     import searchspace.blocks.rep  # noqa: F401

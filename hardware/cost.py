@@ -2,19 +2,30 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
+from fractions import Fraction
+from math import ceil, prod
 
 from hardware.graph import DeployGraph, Node
 from hardware.ops import (
     Activation,
     Add,
+    AddConstant,
+    ChannelNorm,
+    Concat,
     Conv,
+    ConvTranspose,
     Flatten,
     GlobalPool,
     Input,
+    L2Normalize,
+    MatMul,
     Mul,
+    MulConstant,
     Pool,
+    Reshape,
     Shape,
+    Slice,
+    Softmax,
     weight_shapes,
 )
 
@@ -49,6 +60,14 @@ def _conv_macs(op: Conv, in_shapes: tuple[Shape, ...], out_shape: Shape) -> int:
     return prod(out_shape) * (in_shapes[0][0] // op.groups) * prod(op.kernel)
 
 
+def _conv_transpose_macs(op: ConvTranspose, in_shapes: tuple[Shape, ...], out_shape: Shape) -> int:
+    return prod(out_shape) * in_shapes[0][0]
+
+
+def _matmul_macs(op: MatMul, in_shapes: tuple[Shape, ...], out_shape: Shape) -> int:
+    return prod(out_shape) * in_shapes[0][-1]
+
+
 MACS: Mapping[type, Callable[..., int]] = {
     Input: _no_macs,
     Conv: _conv_macs,
@@ -58,11 +77,25 @@ MACS: Mapping[type, Callable[..., int]] = {
     Add: _no_macs,
     Mul: _no_macs,
     Flatten: _no_macs,
+    Concat: _no_macs,
+    Slice: _no_macs,
+    AddConstant: _no_macs,
+    MulConstant: _no_macs,
+    ChannelNorm: _no_macs,
+    ConvTranspose: _conv_transpose_macs,
+    Reshape: _no_macs,
+    L2Normalize: _no_macs,
+    MatMul: _matmul_macs,
+    Softmax: _no_macs,
 }
 
-# How far an operation looks: (kernel extent, stride) along (height, width). None: it looks nowhere but at its element,
-# or everywhere at once as a global mean does, which is left out of the receptive field.
-WINDOW: Mapping[type, Callable[..., tuple[tuple[int, int], int] | None]] = {
+Window = tuple[tuple[int, int], Fraction | int]
+
+# How far an operation looks: (kernel extent, stride) along (height, width); a stride below 1 enlarges the map. None: it
+# looks nowhere but at its element, or everywhere at once as a global mean and attention do, which is left out of the
+# receptive field. A circular convolution is a convolution over a map that was put behind itself, with a kernel as long
+# as the map: its extent reaches over the whole axis, as it should.
+WINDOW: Mapping[type, Callable[..., Window | None]] = {
     Input: lambda op: None,
     Conv: lambda op: ((op.dilation * (op.kernel[0] - 1) + 1, op.dilation * (op.kernel[1] - 1) + 1), op.stride),
     Pool: lambda op: (op.kernel, op.stride),
@@ -71,6 +104,16 @@ WINDOW: Mapping[type, Callable[..., tuple[tuple[int, int], int] | None]] = {
     Add: lambda op: None,
     Mul: lambda op: None,
     Flatten: lambda op: None,
+    Concat: lambda op: None,
+    Slice: lambda op: None,
+    AddConstant: lambda op: None,
+    MulConstant: lambda op: None,
+    ChannelNorm: lambda op: None,
+    ConvTranspose: lambda op: ((1, 1), Fraction(1, op.size)),
+    Reshape: lambda op: None,
+    L2Normalize: lambda op: None,
+    MatMul: lambda op: None,
+    Softmax: lambda op: None,
 }
 
 
@@ -96,7 +139,7 @@ def _peak_activation_elements(graph: DeployGraph) -> int:
     alive: dict[int, int] = {}
     peak = 0
     for index, node in enumerate(graph.nodes):
-        in_place = isinstance(node.op, (Activation, Flatten)) and last_use[node.inputs[0]] == index
+        in_place = isinstance(node.op, (Activation, Flatten, Reshape)) and last_use[node.inputs[0]] == index
         if in_place:
             alive[index] = alive.pop(node.inputs[0])
         else:
@@ -110,30 +153,33 @@ def _peak_activation_elements(graph: DeployGraph) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ReceptiveField:
-    """How many input pixels one output value sees along (height, width), and their distance between neighbours."""
+    """How many input pixels one output value sees along (height, width), and their distance between neighbours.
+
+    jump is a whole number unless a map is larger than the image.
+    """
 
     height: int
     width: int
-    jump: int
+    jump: Fraction
 
 
 def receptive_field(graph: DeployGraph) -> ReceptiveField:
     """The true receptive field of the last feature map: r grows by (k - 1) d j per layer, j by the stride.
 
-    Not cut at the image's border. Where paths join, the larger one counts; global pooling is left out, since it sees
-    every pixel wherever it stands.
+    Not cut at the image's border. Where paths join, the larger one counts; global pooling and attention are left
+    out, since they see every pixel wherever they stand.
     """
-    fields: list[ReceptiveField] = []
+    extents: list[tuple[Fraction, Fraction, Fraction]] = []
     for node in graph.nodes:
         if not node.inputs:
-            fields.append(ReceptiveField(1, 1, 1))
+            extents.append((Fraction(1), Fraction(1), Fraction(1)))
             continue
-        entering = [fields[source] for source in node.inputs]
-        height, width = max(field.height for field in entering), max(field.width for field in entering)
-        jump = max(field.jump for field in entering)
+        entering = [extents[source] for source in node.inputs]
+        height, width, jump = (max(lengths) for lengths in zip(*entering, strict=True))
         window = WINDOW[type(node.op)](node.op)
         if window is not None:
             (tall, wide), stride = window
             height, width, jump = height + (tall - 1) * jump, width + (wide - 1) * jump, jump * stride
-        fields.append(ReceptiveField(height, width, jump))
-    return fields[-1]
+        extents.append((height, width, jump))
+    height, width, jump = extents[-1]
+    return ReceptiveField(ceil(height), ceil(width), jump)

@@ -5,11 +5,33 @@ operations cost one by one. Which neighbours fuse is data of the target, not cod
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hardware.graph import DeployGraph
-from hardware.ops import Add, Conv, Input, Op, Pool, Shape, label
+from hardware.ops import (
+    Activation,
+    Add,
+    AddConstant,
+    ChannelNorm,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Flatten,
+    GlobalPool,
+    Input,
+    L2Normalize,
+    MatMul,
+    Mul,
+    MulConstant,
+    Op,
+    Pool,
+    Reshape,
+    Shape,
+    Slice,
+    Softmax,
+    label,
+)
 
 # Labels of operations that run as one kernel, first to last, such as ("conv", "relu").
 FusionRule = tuple[str, ...]
@@ -30,22 +52,47 @@ class Kernel:
     @property
     def key(self) -> str:
         """The text under which a table keeps the latency, such as `conv(16x32x32>32 k3x3 s2 p1x1 g1)+relu`."""
-        shapes = ",".join("x".join(map(str, shape)) for shape in self.in_shapes)
-        return f"{label(self.ops[0])}({shapes}{_describe(self.ops[0])})" + "".join(
-            f"+{label(op)}{_describe(op)}" for op in self.ops[1:]
+        shapes = ",".join(map(_extent, self.in_shapes))
+        details = [DETAIL[type(op)](op) for op in self.ops]
+        return f"{label(self.ops[0])}({shapes}{details[0]})" + "".join(
+            f"+{label(op)}{detail}" for op, detail in zip(self.ops[1:], details[1:], strict=True)
         )
 
 
-def _describe(op: Op) -> str:
-    if isinstance(op, Conv):
-        dilation = f" d{op.dilation}" if op.dilation != 1 else ""
-        return (
-            f">{op.out_channels} k{op.kernel[0]}x{op.kernel[1]} s{op.stride} "
-            f"p{op.padding[0]}x{op.padding[1]}{dilation} g{op.groups}"
-        )
-    if isinstance(op, Pool):
-        return f" k{op.kernel[0]}x{op.kernel[1]} s{op.stride} p{op.padding[0]}x{op.padding[1]}"
+def _extent(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _conv_detail(op: Conv) -> str:
+    dilation = f" d{op.dilation}" if op.dilation != 1 else ""
+    return f">{op.out_channels} k{_extent(op.kernel)} s{op.stride} p{_extent(op.padding)}{dilation} g{op.groups}"
+
+
+def _no_detail(op: Op) -> str:
     return ""
+
+
+# What a kernel key says of an operation beside its label and the shapes that enter: all that its latency depends on.
+DETAIL: Mapping[type, Callable[..., str]] = {
+    Input: _no_detail,
+    Conv: _conv_detail,
+    Pool: lambda op: f" k{_extent(op.kernel)} s{op.stride} p{_extent(op.padding)}",
+    GlobalPool: _no_detail,
+    Activation: _no_detail,
+    Add: _no_detail,
+    Mul: _no_detail,
+    Flatten: _no_detail,
+    Concat: lambda op: f" a{op.axis}",
+    Slice: lambda op: f" a{op.axis} {op.start}:{op.stop}",
+    AddConstant: lambda op: f" c{_extent(op.shape)}",
+    MulConstant: lambda op: f" c{_extent(op.shape)}",
+    ChannelNorm: _no_detail,
+    ConvTranspose: lambda op: f">{op.out_channels} k{op.size}x{op.size}",
+    Reshape: lambda op: f">{_extent(op.shape)}",
+    L2Normalize: _no_detail,
+    MatMul: lambda op: " t" if op.transpose_second else "",
+    Softmax: _no_detail,
+}
 
 
 def fuse(graph: DeployGraph, rules: Sequence[FusionRule]) -> tuple[Kernel, ...]:

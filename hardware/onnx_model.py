@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,12 +19,22 @@ from hardware.ops import (
     ARITY,
     Activation,
     Add,
+    AddConstant,
+    ChannelNorm,
+    Concat,
     Conv,
+    ConvTranspose,
     Flatten,
     GlobalPool,
     Input,
+    L2Normalize,
+    MatMul,
     Mul,
+    MulConstant,
     Pool,
+    Reshape,
+    Slice,
+    Softmax,
     output_shape,
     weight_shapes,
 )
@@ -105,6 +116,84 @@ def _activation(node: Node, inputs: Sequence[str], output: str) -> list[onnx.Nod
     return ACTIVATIONS[node.op.kind](inputs, output)
 
 
+def _constant(name: str, values: npt.ArrayLike, dtype: npt.DTypeLike) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], [name], name=name, value=numpy_helper.from_array(np.array(values, dtype)))
+
+
+def _concat(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    assert isinstance(node.op, Concat)
+    return _one("Concat", inputs, output, axis=node.op.axis + 1)
+
+
+def _slice(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    op = node.op
+    assert isinstance(op, Slice)
+    bounds = {f"{output}_start": op.start, f"{output}_stop": op.stop, f"{output}_axis": op.axis + 1}
+    return [
+        *(_constant(name, [value], np.int64) for name, value in bounds.items()),
+        *_one("Slice", [*inputs, *bounds], output),
+    ]
+
+
+def _channel_norm(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    # The operator norms the last axes, so the channels go there and back. Written out as means, differences and a root
+    # it is as portable, but takes onnxruntime up to twice as long.
+    op = node.op
+    assert isinstance(op, ChannelNorm)
+    last, normed = f"{output}_last", f"{output}_normed"
+    weights = [f"{node.name}.scale", f"{node.name}.shift"]
+    return [
+        *_one("Transpose", inputs, last, perm=(0, 2, 3, 1)),
+        *_one("LayerNormalization", [last, *weights], normed, axis=-1, epsilon=op.epsilon),
+        *_one("Transpose", [normed], output, perm=(0, 3, 1, 2)),
+    ]
+
+
+def _conv_transpose(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    op = node.op
+    assert isinstance(op, ConvTranspose)
+    size = (op.size, op.size)
+    weights = [f"{node.name}.weight", f"{node.name}.bias"]
+    return _one("ConvTranspose", [*inputs, *weights], output, kernel_shape=size, strides=size)
+
+
+def _reshape(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    assert isinstance(node.op, Reshape)
+    shape = f"{output}_shape"
+    return [_constant(shape, [-1, *node.op.shape], np.int64), *_one("Reshape", [*inputs, shape], output)]
+
+
+def _l2_normalize(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    # By way of the global mean: pnnx takes the norm operators for a torch function that ncnn then computes wrong.
+    op = node.op
+    assert isinstance(op, L2Normalize)
+    squares, mean, total, positive, length, count, epsilon = (
+        f"{output}_{part}" for part in ("squares", "mean", "total", "positive", "length", "count", "epsilon")
+    )
+    return [
+        _constant(count, node.shape[1] * node.shape[2], np.float32),
+        _constant(epsilon, op.epsilon, np.float32),
+        *_one("Mul", [inputs[0], inputs[0]], squares),
+        *_one("GlobalAveragePool", [squares], mean),
+        *_one("Mul", [mean, count], total),
+        *_one("Add", [total, epsilon], positive),
+        *_one("Sqrt", [positive], length),
+        *_one("Div", [inputs[0], length], output),
+    ]
+
+
+def _matmul(node: Node, inputs: Sequence[str], output: str) -> list[onnx.NodeProto]:
+    op = node.op
+    assert isinstance(op, MatMul)
+    if not op.transpose_second:
+        return _one("MatMul", inputs, output)
+    turned, axes = f"{output}_turned", len(node.shape)
+    return [
+        *_one("Transpose", [inputs[1]], turned, perm=(*range(axes - 1), axes, axes - 1)),
+        *_one("MatMul", [inputs[0], turned], output),
+    ]
+
+
 EMITTERS: Mapping[type, Emitter] = {
     Input: lambda node, inputs, output: [],
     Conv: _conv,
@@ -114,6 +203,16 @@ EMITTERS: Mapping[type, Emitter] = {
     Add: lambda node, inputs, output: _one("Add", inputs, output),
     Mul: lambda node, inputs, output: _one("Mul", inputs, output),
     Flatten: lambda node, inputs, output: _one("Flatten", inputs, output, axis=1),
+    Concat: _concat,
+    Slice: _slice,
+    AddConstant: lambda node, inputs, output: _one("Add", [*inputs, f"{node.name}.constant"], output),
+    MulConstant: lambda node, inputs, output: _one("Mul", [*inputs, f"{node.name}.constant"], output),
+    ChannelNorm: _channel_norm,
+    ConvTranspose: _conv_transpose,
+    Reshape: _reshape,
+    L2Normalize: _l2_normalize,
+    MatMul: _matmul,
+    Softmax: lambda node, inputs, output: _one("Softmax", inputs, output, axis=-1),
 }
 
 

@@ -7,7 +7,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hardware.graph import DeployModel
-from hardware.ops import Activation, Add, Conv, Flatten, GlobalPool, Input, Mul, Op, Pool
+from hardware.ops import (
+    Activation,
+    Add,
+    AddConstant,
+    ChannelNorm,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Flatten,
+    GlobalPool,
+    Input,
+    L2Normalize,
+    MatMul,
+    Mul,
+    MulConstant,
+    Op,
+    Pool,
+    Reshape,
+    Slice,
+    Softmax,
+)
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -31,6 +51,23 @@ def _pool(op: Pool, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tens
     return run(inputs[0], op.kernel, op.stride, op.padding)
 
 
+def _channel_norm(op: ChannelNorm, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    scale, shift = weights["scale"], weights["shift"]
+    return functional.layer_norm(inputs[0].movedim(1, -1), scale.shape, scale, shift, op.epsilon).movedim(-1, 1)
+
+
+def _conv_transpose(op: ConvTranspose, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    return functional.conv_transpose2d(inputs[0], weights["weight"], weights["bias"], op.size)
+
+
+def _matmul(op: MatMul, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    return inputs[0] @ (inputs[1].mT if op.transpose_second else inputs[1])
+
+
+def _l2_normalize(op: L2Normalize, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+    return inputs[0] * torch.rsqrt(inputs[0].square().sum((2, 3), keepdim=True) + op.epsilon)
+
+
 # How torch computes each operation: (op, inputs with the batch first, weights by name) to the result.
 TORCH_FORM: Mapping[type, Callable[..., Tensor]] = {
     Input: lambda op, inputs, weights: inputs[0],
@@ -41,6 +78,16 @@ TORCH_FORM: Mapping[type, Callable[..., Tensor]] = {
     Add: lambda op, inputs, weights: inputs[0] + inputs[1],
     Mul: lambda op, inputs, weights: inputs[0] * inputs[1],
     Flatten: lambda op, inputs, weights: inputs[0].flatten(1),
+    Concat: lambda op, inputs, weights: torch.cat(inputs, op.axis + 1),
+    Slice: lambda op, inputs, weights: inputs[0].narrow(op.axis + 1, op.start, op.stop - op.start),
+    AddConstant: lambda op, inputs, weights: inputs[0] + weights["constant"],
+    MulConstant: lambda op, inputs, weights: inputs[0] * weights["constant"],
+    ChannelNorm: _channel_norm,
+    ConvTranspose: _conv_transpose,
+    Reshape: lambda op, inputs, weights: inputs[0].reshape(-1, *op.shape),
+    L2Normalize: _l2_normalize,
+    MatMul: _matmul,
+    Softmax: lambda op, inputs, weights: inputs[0].softmax(-1),
 }
 
 

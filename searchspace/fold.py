@@ -5,10 +5,16 @@ statistics is a scale and a shift. Everything here returns new tensors in the dt
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+class NodeWeights(Protocol):
+    """The tensors that one operation computes with: a named tuple whose names are those of `ops.weight_shapes`."""
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class ConvWeights(NamedTuple):
@@ -18,14 +24,20 @@ class ConvWeights(NamedTuple):
     bias: Tensor
 
 
+class ConstantWeights(NamedTuple):
+    """What `AddConstant` and `MulConstant` compute with."""
+
+    constant: Tensor
+
+
 def conv_weights(conv: nn.Conv2d) -> ConvWeights:
     """The weights of a convolution, with a bias of zeros where it has none."""
     weight = conv.weight.detach()
     return ConvWeights(weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.detach())
 
 
-def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
-    """The convolution that computes `norm(conv(x))` with the running statistics.
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """What a batch norm with its running statistics multiplies each channel by, and what it then adds.
 
     Source: PBConv Eq. 4-5 and RDPNet Eq. 1-2; both leave out the epsilon, which torch adds to the variance.
     Raises:
@@ -37,7 +49,33 @@ def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
     shift = torch.zeros_like(scale)
     if norm.affine:
         scale, shift = scale * norm.weight.detach(), norm.bias.detach()
-    return ConvWeights(conv.weight * scale[:, None, None, None], (conv.bias - norm.running_mean) * scale + shift)
+    return scale, shift - norm.running_mean * scale
+
+
+def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
+    """The convolution that computes `norm(conv(x))`.
+
+    Raises:
+        ValueError: as `scale_and_shift`.
+    """
+    scale, shift = scale_and_shift(norm)
+    return ConvWeights(conv.weight * scale[:, None, None, None], conv.bias * scale + shift)
+
+
+def absorb_input_norm(conv: ConvWeights, norm: nn.BatchNorm2d, groups: int = 1) -> ConvWeights:
+    """The convolution that computes `conv(norm(x))`; exact only where the convolution pads nothing.
+
+    Padding comes behind the norm, so a padded convolution would see the shift inside the map and none outside.
+
+    Raises:
+        ValueError: as `scale_and_shift`.
+    """
+    out_channels, group_width = conv.weight.shape[:2]
+    # (groups, 1, group width), the channels that each output of a group reads
+    scale, shift = (values.reshape(groups, 1, group_width) for values in scale_and_shift(norm))
+    grouped = conv.weight.reshape(groups, out_channels // groups, group_width, -1)
+    shifted = (grouped.sum(-1) * shift).sum(-1).reshape(out_channels)
+    return ConvWeights((grouped * scale[..., None]).reshape(conv.weight.shape), conv.bias + shifted)
 
 
 def identity_conv(like: Tensor, groups: int) -> ConvWeights:

@@ -10,7 +10,7 @@ from hardware.graph import GraphBuilder
 from hardware.graph import Tensor as GraphTensor
 from hardware.ops import Shape
 from hardware.strict_yaml import nearest
-from searchspace.fold import ConvWeights
+from searchspace.fold import NodeWeights
 
 
 class BlockSpec(Protocol):
@@ -26,14 +26,14 @@ class TrainBlock(Protocol):
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
-    def folded(self) -> dict[str, ConvWeights]:
-        """Weights by the names of the nodes that the family's `emit` adds."""
+    def folded(self) -> Mapping[str, NodeWeights]:
+        """Weights by the names of the nodes that the family's `emit` adds, for those that need any."""
 
 
 def folded_weights(block: nn.Module) -> dict[str, dict[str, Tensor]]:
     """What a train block folds into: by the name of the node that it is for, by the name of the tensor within."""
-    folded: dict[str, ConvWeights] = block.folded()  # type: ignore[operator]
-    return {node: conv._asdict() for node, conv in folded.items()}
+    folded: Mapping[str, NodeWeights] = block.folded()  # type: ignore[operator]
+    return {node: tensors._asdict() for node, tensors in folded.items()}
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def family_of(spec: BlockSpec) -> BlockFamily:
 def _load_own() -> None:
     # Our own families register on import; whoever asks for a family by name should not have to import them.
     import searchspace.blocks.classifier
+    import searchspace.blocks.conv
     import searchspace.blocks.inverted
     import searchspace.blocks.rdp
     import searchspace.blocks.rep  # noqa: F401

@@ -48,8 +48,8 @@ def train_form(family, shape, spec, dtype=torch.float64):
 def folded_model(family, shape, spec, block):
     weights = {
         f"{node}.{tensor}": value.detach().numpy()
-        for node, conv in block.folded().items()
-        for tensor, value in conv._asdict().items()
+        for node, tensors in block.folded().items()
+        for tensor, value in tensors._asdict().items()
     }
     return with_weights(block_graph(shape, spec), weights)
 

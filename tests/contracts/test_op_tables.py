@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from hardware import cost, onnx_model, ops
+from hardware import cost, kernels, onnx_model, ops
 from searchspace import deploy_module
 
 OPS = set(get_args(ops.Op))
@@ -19,6 +19,7 @@ OPS = set(get_args(ops.Op))
         ops.LABEL,
         cost.MACS,
         cost.WINDOW,
+        kernels.DETAIL,
         onnx_model.EMITTERS,
         deploy_module.TORCH_FORM,
     ],

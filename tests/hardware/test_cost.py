@@ -4,7 +4,20 @@ import pytest
 
 from hardware.cost import cost, receptive_field
 from hardware.graph import GraphBuilder
-from hardware.ops import Activation, Add, Conv, Flatten, GlobalPool, Mul, Pool
+from hardware.ops import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Flatten,
+    GlobalPool,
+    MatMul,
+    Mul,
+    Pool,
+    Reshape,
+    Slice,
+)
 
 
 def small_graph():
@@ -68,3 +81,47 @@ def test_a_gate_has_no_receptive_field_of_its_own():
     gate = graph.add("mean", GlobalPool(), x)
     graph.add("gated", Mul(), x, gate)
     assert receptive_field(graph.build()).height == 3
+
+
+def test_macs_of_products_and_of_a_transposed_convolution_by_hand():
+    graph = GraphBuilder((3, 5, 7))
+    x = graph.add("up", ConvTranspose(4), graph.input)  # 4 x 10 x 14, each value from the 3 channels of one pixel
+    graph.add("product", MatMul(transpose_second=True), x, x)  # 4 x 10 x 10, each a sum of 14 products
+    result = cost(graph.build())
+    assert result.macs == 4 * 10 * 14 * 3 + 4 * 10 * 10 * 14
+    assert result.params == 3 * 4 * 4 + 4
+
+
+def test_a_reshaped_map_stays_where_it_is():
+    graph = GraphBuilder((3, 5, 7))
+    x = graph.add("conv", Conv(6, (1, 1)), graph.input)
+    graph.add("tokens", Reshape((6, 35)), x)
+    assert cost(graph.build()).peak_activation_bytes == 4 * (105 + 210)
+
+
+def test_receptive_field_returns_to_the_finer_map():
+    graph = GraphBuilder((1, 8, 8))
+    x = graph.add("down", Conv(1, (3, 3), 2, (1, 1)), graph.input)
+    x = graph.add("up", ConvTranspose(1), x)
+    graph.add("conv", Conv(1, (3, 3), 1, (1, 1)), x)
+    # Three neighbours stand on two pixels of the coarse map, which see 3 pixels each, 2 apart.
+    field = receptive_field(graph.build())
+    assert (field.height, field.width, field.jump) == (5, 5, 1)
+
+
+def test_receptive_field_on_a_map_larger_than_the_image():
+    graph = GraphBuilder((1, 4, 4))
+    x = graph.add("up", ConvTranspose(1), graph.input)
+    graph.add("conv", Conv(1, (3, 3), 1, (1, 1)), x)
+    # Three neighbours of the enlarged map come from two pixels.
+    field = receptive_field(graph.build())
+    assert (field.height, field.width, field.jump) == (2, 2, 0.5)
+
+
+def test_a_convolution_over_a_map_behind_itself_sees_the_whole_axis():
+    graph = GraphBuilder((1, 6, 6))
+    head = graph.add("head", Slice(1, 0, 5), graph.input)
+    x = graph.add("twice", Concat(1), graph.input, head)
+    graph.add("circular", Conv(1, (6, 1)), x)
+    field = receptive_field(graph.build())
+    assert (field.height, field.width) == (6, 1)

@@ -2,7 +2,19 @@
 
 from hardware.graph import GraphBuilder
 from hardware.kernels import fuse
-from hardware.ops import Activation, Add, Conv, GlobalPool, Mul
+from hardware.ops import (
+    Activation,
+    Add,
+    AddConstant,
+    Concat,
+    Conv,
+    ConvTranspose,
+    GlobalPool,
+    MatMul,
+    Mul,
+    Reshape,
+    Slice,
+)
 
 CONV = Conv(4, (3, 3), 1, (1, 1))
 RULES = [("conv", "relu"), ("conv", "add", "relu")]
@@ -65,3 +77,18 @@ def test_keys_tell_apart_what_costs_differently():
 
     ops = [CONV, Conv(4, (3, 3), 2, (1, 1)), Conv(4, (3, 3), 1, (2, 2), 2), Conv(4, (3, 3), 1, (1, 1), 1, 4)]
     assert len({key(op) for op in ops} | {key(CONV, (4, 6, 7))}) == 5
+
+
+def test_keys_tell_apart_the_ways_to_cut_and_rearrange():
+    def key(op, count=1):
+        graph = GraphBuilder((6, 6, 6))
+        graph.add("op", op, *[graph.input] * count)
+        return fuse(graph.build(), [])[0].key
+
+    ops = [Slice(0, 0, 3), Slice(1, 0, 3), Slice(1, 3, 6), Reshape((6, 36)), Reshape((36, 6)), ConvTranspose(6)]
+    constants = [AddConstant((6, 6, 1)), AddConstant((6, 1, 6)), AddConstant((6, 6, 6))]
+    pairs = [Concat(0), Concat(1), MatMul(), MatMul(transpose_second=True)]
+    keys = [*map(key, ops + constants), *(key(op, 2) for op in pairs)]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == "slice(6x6x6 a0 0:3)"
+    assert key(Concat(1), 3) == "concat(6x6x6,6x6x6,6x6x6 a1)"

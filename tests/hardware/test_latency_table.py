@@ -101,12 +101,13 @@ def test_a_network_is_calibrated_only_inside_the_range(
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_a_budget_of_5_ms_asks_for_a_prediction_of_4_ms(threads: int) -> None:
+def test_below_the_range_the_margin_covers_what_the_fastest_published_network_needs(threads: int) -> None:
+    # At one thread blazeface takes 25.47 ms and 19.28 ms are predicted without it: 1.32 times.
     model = load_target("rk3288", threads=threads).latency_model
-    assert model.network(4.0, Tier.calibrated).high_ms <= 5.0
-    assert model.network(4.01, Tier.calibrated).high_ms > 5.0
-    assert model.network(4.0, Tier.calibrated).low_ms <= 0.8 * 4.0
-    assert model.network(4.0, Tier.calibrated).tier is Tier.extrapolated
+    assert model.network(3.75, Tier.calibrated).high_ms <= 5.0
+    assert model.network(19.28, Tier.calibrated).high_ms >= 25.47
+    assert model.network(3.75, Tier.calibrated).low_ms <= 0.8 * 3.75
+    assert model.network(3.75, Tier.calibrated).tier is Tier.extrapolated
 
 
 @pytest.mark.parametrize(

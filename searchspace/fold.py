@@ -4,7 +4,7 @@ A convolution is linear, so parallel branches over one input add up to a single 
 statistics is a scale and a shift. Everything here returns new tensors in the dtype of its input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -28,6 +28,11 @@ class ConstantWeights(NamedTuple):
     """What `AddConstant` and `MulConstant` compute with."""
 
     constant: Tensor
+
+
+def scoped(name: str, weights: Mapping[str, NodeWeights]) -> dict[str, NodeWeights]:
+    """The weights of nodes that were added inside `graph.scope(name)`."""
+    return {f"{name}.{node}": tensors for node, tensors in weights.items()}
 
 
 def conv_weights(conv: nn.Conv2d) -> ConvWeights:

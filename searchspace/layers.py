@@ -183,11 +183,16 @@ class SqueezeExcite(nn.Module):
         return {"squeeze": conv_weights(self.squeeze), "excite": conv_weights(self.excite)}
 
 
-def emit_squeeze_excite(graph: GraphBuilder, x: GraphTensor, reduction: int = 4) -> GraphTensor:
-    """Appends what a `SqueezeExcite` computes, its nodes named `pool`, `squeeze`, `excite` and `gate`."""
+def emit_squeeze_excite(
+    graph: GraphBuilder, x: GraphTensor, reduction: int = 4, activation: str = "relu"
+) -> GraphTensor:
+    """Appends what a `SqueezeExcite` computes, its nodes named `pool`, `squeeze`, `excite` and `gate`.
+
+    `activation` stands between the two convolutions; a `SqueezeExcite` has ReLU there.
+    """
     channels = x.shape[0]
     gate = graph.add("pool", GlobalPool(), x)
-    gate = emit_square_conv(graph, "squeeze", gate, Conv(squeezed_width(channels, reduction), (1, 1)), "relu")
+    gate = emit_square_conv(graph, "squeeze", gate, Conv(squeezed_width(channels, reduction), (1, 1)), activation)
     gate = emit_square_conv(graph, "excite", gate, Conv(channels, (1, 1)), "hardsigmoid")
     return graph.add("gate", Mul(), x, gate)
 

@@ -98,5 +98,6 @@ def _load_own() -> None:
     import searchspace.blocks.classifier
     import searchspace.blocks.conv
     import searchspace.blocks.inverted
+    import searchspace.blocks.parc
     import searchspace.blocks.rdp
     import searchspace.blocks.rep  # noqa: F401

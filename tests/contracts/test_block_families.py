@@ -34,6 +34,8 @@ def randomise(module: nn.Module, seed: int) -> None:
             part.running_var.copy_(torch.rand(size, generator=generator, dtype=torch.float64) * 2 + 0.1)
             part.running_var[0] = 1e-7
             part.weight.data.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
+            # An ordinary gain there too: else each norm of a deep block multiplies by 300, and rounding hides errors.
+            part.weight.data[0] *= (1e-7 + part.eps) ** 0.5
             part.bias.data.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
 
 

@@ -1,0 +1,77 @@
+"""The published networks against the figures that they are published with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hardware.cost import cost
+from searchspace.deploy_module import DeployModule
+from searchspace.network import Network, build_network, deploy, deploy_graph
+from searchspace.references import reference, reference_names
+from searchspace.spec import spec_from_dict, spec_to_dict
+
+# Parameters of the train form and multiply-adds, in millions. ParC-Net: the authors' code, counted layer by layer.
+COUNTED = {
+    "parcnet_s": (5.037, 1657),
+    "parcnet_xs": (2.185, 944),
+}
+
+
+def test_every_reference_has_its_figures():
+    assert set(reference_names()) == set(COUNTED)
+
+
+@pytest.mark.parametrize(("name", "params", "macs"), [(name, *figures) for name, figures in COUNTED.items()])
+def test_parameters_and_macs_are_the_published_ones(name, params, macs):
+    spec = reference(name)
+    trained = sum(parameter.numel() for parameter in build_network(spec, seed=1).parameters())
+    assert round(trained / 1e6, 3) == params
+    assert round(cost(deploy_graph(spec)).macs / 1e6) == macs
+
+
+def test_folded_parameters_of_parcnet_s():
+    model = deploy(build_network(reference("parcnet_s"), seed=1))
+    size = {name: value.size for name, value in model.weights.items()}
+    # The first of two circular convolutions and the one that enters the blocks have no bias to learn; every convolution
+    # of a graph has one, so theirs are zeros.
+    unlearnt = sum(
+        size[name]
+        for name in size
+        if name.endswith(("height_first.first.bias", "width_first.first.bias", "enter.bias"))
+    )
+    assert unlearnt == (2 + 1) * 192 + (4 + 1) * 256 + (3 + 1) * 320
+    assert round((sum(size.values()) - unlearnt) / 1e6, 3) == 5.019
+    embeddings = sum(size[name] for name in size if name.endswith(("rows.constant", "columns.constant")))
+    assert embeddings == 192 * (32 + 32) + 256 * (16 + 16) + 320 * (8 + 8)
+
+
+def test_parcnet_s_at_224():
+    spec = replace(reference("parcnet_s"), input_shape=(3, 224, 224))
+    assert round(cost(deploy_graph(spec)).macs / 1e6) == 1266
+
+
+def test_a_whole_parcnet_folds_at_another_size_than_it_was_trained_at():
+    trained = build_network(reference("parcnet_xs"), seed=1).double()
+    trained.train()
+    with torch.no_grad():
+        for seed in range(3):
+            trained(torch.randn(4, 3, 96, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    smaller = Network(replace(trained.spec, input_shape=(3, 96, 64))).double()
+    smaller.load_state_dict(trained.state_dict())
+    x = torch.randn(2, 3, 96, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        expected = trained.eval()(x)
+        folded = DeployModule(deploy(smaller.eval()))(x)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", reference_names())
+def test_a_reference_survives_a_file(name):
+    assert spec_from_dict(spec_to_dict(reference(name))) == reference(name)
+
+
+def test_an_unknown_reference_suggests_one():
+    with pytest.raises(ValueError, match="did you mean 'parcnet_xs'"):
+        reference("parcnet-xs")

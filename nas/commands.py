@@ -13,13 +13,14 @@ from hardware.cost import cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
 from hardware.latency_table import worst_tier
-from hardware.strict_yaml import ConfigError, load_yaml
+from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
 from nas.cli import BROKEN_CERTIFICATE, DONE
 from nas.members import latency_json, read_front
 from nas.problem import Problem, measuring_target
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file, write_study_file
 from searchspace.network import build_network, deploy, deploy_graph
+from searchspace.references import reference, reference_names
 from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
 
 
@@ -202,7 +203,7 @@ def show(name: str, trial: int | None, view: View) -> int:
 
 
 def read_any_spec(text: str, view: View) -> ArchSpec:
-    """The network that a spec file or STUDY:TRIAL names.
+    """The network that a spec file, STUDY:TRIAL or the name of a published network names.
 
     Raises:
         SpecError: there is none.
@@ -215,7 +216,10 @@ def read_any_spec(text: str, view: View) -> ArchSpec:
         return read_spec(path)
     if Path(text).is_file():
         return read_spec(Path(text))
-    raise SpecError(f"spec: {text!r} is neither a spec file nor STUDY:TRIAL; `nas show STUDY` lists trials")
+    if text in reference_names():
+        return reference(text)
+    hint = nearest(text, list(reference_names()))
+    raise SpecError(f"spec: {text!r} is no spec file, no STUDY:TRIAL and no published network; {hint}")
 
 
 def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:

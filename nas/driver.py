@@ -62,11 +62,13 @@ def begin(settings: StudySettings, folder: Path) -> Problem:
 
     Raises:
         ConfigError: the folder holds a study with other settings, or something the study rests on has changed.
+        InfeasibleBudget: no member of the space keeps the budget.
     """
     problem = resolve(settings)
     if (folder / STUDY_FILE).exists():
         check_same(read_study_file(folder), problem)
         return problem
+    check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     write_study_file(folder, study_record(problem))
     return problem

@@ -29,7 +29,7 @@ def dataset(key: DataKey) -> Dataset:
     return open_dataset(key.name, seed=key.seed, limit=key.limit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What a search works on."""
 

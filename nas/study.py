@@ -9,8 +9,9 @@ per trial, and then simply goes on; nothing of the sampler's state needs to be k
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from nas.results import Key, ResultStore
 from nas.sampling import Sampling
 from nas.storage import open_study
 from searchspace.cheapest import cheapest_member
+from searchspace.choosers import Gene
 from searchspace.spec import ArchSpec, spec_id
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,8 @@ class SearchOutcome:
     ended: str
 
 
-def check_budget(problem: Problem) -> dict[str, object]:
+@lru_cache(maxsize=1)
+def check_budget(problem: Problem) -> dict[str, Gene]:
     """Genes of the fastest member, after making sure before any trial that it keeps the budget.
 
     Exact where the target's table answers for every kernel. Where kernels are measured on the spot the member with the
@@ -103,7 +106,7 @@ def check_budget(problem: Problem) -> dict[str, object]:
     cost = problem.costs(fastest.spec)
     if cost.latency.high_ms > problem.settings.budget_ms:
         raise InfeasibleBudget(problem, fastest.spec, cost, exact)
-    return dict(fastest.genes)
+    return fastest.genes
 
 
 @dataclass
@@ -131,7 +134,7 @@ class Search:
     def results(self) -> ResultStore:
         return self._results
 
-    def run(self, fastest: dict[str, object], on_progress: Callable[[Progress], None]) -> SearchOutcome:
+    def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.
 
         `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial.
@@ -141,7 +144,7 @@ class Search:
         """
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
-        self._sampling.enqueue(fastest)  # type: ignore[arg-type]
+        self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:
             while asked < settings.trials and self._may_ask():

@@ -1,6 +1,7 @@
 """What each command does once its words are understood: one call into the library, then a table or JSON."""
 
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from hardware.kernels import fuse
 from hardware.latency_table import worst_tier
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
-from nas.cli import BROKEN_CERTIFICATE, DONE
+from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem, measuring_target
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file, write_study_file
@@ -111,8 +112,14 @@ def _run(problem: Problem, folder: Path, view: View) -> int:
     from nas.driver import run_study
     from nas.report import worth
 
-    with observer(view.quiet) as watching:
-        outcome = run_study(problem, folder, watching)
+    # A service manager's stop is Ctrl-C by another name.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with observer(view.quiet) as watching:
+            outcome = run_study(problem, folder, watching)
+    except KeyboardInterrupt:
+        print(f"interrupted; `nas resume {folder.name}` goes on with it", file=sys.stderr)
+        return INTERRUPTED
     if view.json:
         print(json.dumps(outcome.document, indent=2, allow_nan=False))
     else:

@@ -18,6 +18,7 @@ from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
 from nas.executors.processes import ProcessExecutor
 from nas.finalists import FinalistPlan, finalist_job
+from nas.host import check_table
 from nas.members import front_document, front_of, member, write_front
 from nas.pareto import spread_choice
 from nas.problem import Problem, dataset, resolve
@@ -68,6 +69,7 @@ def begin(settings: StudySettings, folder: Path) -> Problem:
     if (folder / STUDY_FILE).exists():
         check_same(read_study_file(folder), problem)
         return problem
+    check_table(problem)
     check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     write_study_file(folder, study_record(problem))

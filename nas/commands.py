@@ -338,17 +338,24 @@ def targets(name: str | None, view: View) -> int:
     if view.json:
         print(json.dumps({"targets": rows}, indent=2, allow_nan=False))
         return DONE
-    columns = ("name", "device", "runtime", "threads", "tier", "networks", "error_percent", "checked_ms")
-    print_table("targets", columns, ([str(row[column]) for column in columns] for row in rows))
+    columns = ("name", "runtime", "threads", "tier", "error", "checked ms")
+    print_table("targets", columns, (_target_cells(row) for row in rows))
     if name is not None:
         about = load_target(name).about
-        for title, text in (("about", about.description), ("protocol", about.protocol)):
+        for title, text in (("device", about.device), ("about", about.description), ("protocol", about.protocol)):
             print(f"{title:9} {text}")
         print(f"source    {about.provenance.source}, {about.provenance.date}, {about.provenance.licence}")
         print(f"method    {about.provenance.method}")
         if about.outside_range is not None:
             print(f"beyond    {about.outside_range.reason}")
     return DONE
+
+
+def _target_cells(row: Mapping[str, Any]) -> list[str]:
+    known = [row["name"], row["runtime"], str(row["threads"]), row["tier"]]
+    if row["leave_one_out_mape_percent"] is None:
+        return [*known, "-", "-"]
+    return [*known, f"{row['leave_one_out_mape_percent']:.1f} %", f"{row['fastest_ms']:g}-{row['slowest_ms']:g}"]
 
 
 def _target_rows(name: str) -> list[dict[str, Any]]:
@@ -364,9 +371,10 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
                 "runtime": f"{target.runtime} {target.runtime_version}",
                 "threads": threads,
                 "tier": target.tier.value,
-                "networks": errors.networks if errors else "-",
-                "error_percent": errors.mape_percent if errors else "-",
-                "checked_ms": f"{errors.fastest_ms:g}-{errors.slowest_ms:g}" if errors else "-",
+                "networks": errors.networks if errors else None,
+                "leave_one_out_mape_percent": errors.mape_percent if errors else None,
+                "fastest_ms": errors.fastest_ms if errors else None,
+                "slowest_ms": errors.slowest_ms if errors else None,
                 "table": target.latency_model.table,
             }
         )

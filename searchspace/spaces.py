@@ -96,7 +96,9 @@ class _StageRange:
         kernel = choose("kernel", (3, 5, 7))
         expand = choose("expand", (3, 4, 6))
         squeeze_excite = choose("squeeze_excite", (False, True))
-        first, size = (stride, min(in_shape[1:])) if min(in_shape[1:]) > 1 else (1, 1)
+        # A map of 2x2 is not made smaller: a 3x3 kernel would see nothing but padding around a single value.
+        size = min(in_shape[1:])
+        first = stride if size > 2 else 1
         if family == "rdp":
             return (Rdp(width, first), *(Rdp(width),) * (depth - 1))
 

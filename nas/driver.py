@@ -160,7 +160,7 @@ def _train_finalists(
     observer: Observer,
 ) -> tuple[Trained, list[str]]:
     finalists = shortlist(outcome.evaluated, problem.settings.finalists, problem.settings.score)
-    keys = {each.candidate.number: Key(each.candidate.deploy_id, fidelity(problem.settings)) for each in finalists}
+    keys = {each.candidate.number: Key(each.candidate.arch_id, fidelity(problem.settings)) for each in finalists}
     out: dict[int, Evaluated] = {}
     for candidate in (each.candidate for each in finalists):
         known = search.results.get(keys[candidate.number])

@@ -60,7 +60,7 @@ class Evaluated:
 
     number: int
     spec: ArchSpec
-    deploy_id: str
+    arch_id: str
     cost: StaticCost
     outcome: Outcome
     score: float | None
@@ -171,7 +171,7 @@ class Search:
 
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)
-        found = self._results.get(Key(proposal.deploy_id, EARLY))
+        found = self._results.get(Key(proposal.arch_id, EARLY))
         if found is not None:
             pending.outcome = found
         self._window.append(pending)
@@ -186,7 +186,7 @@ class Search:
             if pending.outcome is None and id(pending) not in out:
                 proposal = pending.proposal
                 arguments = (proposal.spec, self._problem.data, early, settings.seed)
-                handle = self._executor.submit(Job(f"candidate {proposal.deploy_id}", early_job, arguments))
+                handle = self._executor.submit(Job(f"candidate {proposal.arch_id}", early_job, arguments))
                 self._out[handle] = pending
 
     def _wait_for_oldest(self) -> None:
@@ -195,20 +195,20 @@ class Search:
             finished = self._executor.wait()
             pending = self._out.pop(finished.handle)
             pending.outcome = finished.result
-            self._results.add(Key(pending.proposal.deploy_id, EARLY), finished.result)
+            self._results.add(Key(pending.proposal.arch_id, EARLY), finished.result)
 
     def _tell(self, pending: _Pending) -> None:
         proposal, outcome = pending.proposal, pending.outcome
         assert outcome is not None
         trial, cost = proposal.trial, proposal.cost
         known = {"macs": float(cost.macs), "params": float(cost.params)}
-        trial.set_user_attr("arch", proposal.deploy_id)
+        trial.set_user_attr("arch", proposal.arch_id)
         trial.set_user_attr("latency_tier", cost.latency.tier.value)
         trial.set_user_attr("latency_high_ms", cost.latency.high_ms)
         score = None
         if isinstance(outcome, Failure):
             trial.set_user_attr("failure", outcome.reason)
-            logger.warning("candidate %s failed: %s", proposal.deploy_id, outcome.reason)
+            logger.warning("candidate %s failed: %s", proposal.arch_id, outcome.reason)
             self._sampling.tell_skipped(trial)
         else:
             known |= outcome
@@ -217,7 +217,7 @@ class Search:
                 trial.set_user_attr(name, value)
             self._sampling.tell_scored(trial, score, cost.latency.value_ms)
         number = self._keep(self._sampling.frozen(trial))
-        self._evaluated.append(Evaluated(number, proposal.spec, proposal.deploy_id, cost, outcome, score))
+        self._evaluated.append(Evaluated(number, proposal.spec, proposal.arch_id, cost, outcome, score))
 
     def _keep(self, trial: optuna.trial.FrozenTrial) -> int:
         number = len(self._evaluated)

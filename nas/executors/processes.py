@@ -54,7 +54,7 @@ class ProcessExecutor:
                 self._waiting.extendleft(reversed(lost))
                 self._dispatch()
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 result = failure_from(error)
             del self._running[future]
             return self._finished(handle, result)

@@ -147,16 +147,17 @@ class Search:
         self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:
-            while asked < settings.trials and self._may_ask():
-                if deadline is not None and time.monotonic() > deadline:
-                    ended, asked = f"time is up ({settings.time})", settings.trials
-                    break
-                try:
-                    self._enter(self._proposer.next())
-                except SpaceExhausted as error:
-                    ended, asked = str(error), settings.trials
-                    break
-                asked += 1
+            if self._may_ask():
+                while asked < settings.trials and len(self._window) < WINDOW:
+                    if deadline is not None and time.monotonic() > deadline:
+                        ended, asked = f"time is up ({settings.time})", settings.trials
+                        break
+                    try:
+                        self._enter(self._proposer.next())
+                    except SpaceExhausted as error:
+                        ended, asked = str(error), settings.trials
+                        break
+                    asked += 1
             if not self._window:
                 return SearchOutcome(tuple(self._evaluated), self._progress(), ended)
             self._wait_for_oldest()
@@ -164,10 +165,10 @@ class Search:
             on_progress(self._progress())
 
     def _may_ask(self) -> bool:
-        if self._problem.measures_on_the_spot:
-            # Proposals are timed while they are asked, so nothing else may run then.
-            return not self._out and len(self._window) < WINDOW
-        return len(self._window) < WINDOW
+        # Where proposals are timed while they are asked, nothing else may run then, so a window is told as a whole
+        # before the next is filled. To ask whenever nothing runs would make proposals depend on which candidate ends
+        # first.
+        return not (self._window and self._problem.measures_on_the_spot)
 
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)

@@ -24,7 +24,6 @@ from nas.executors.inline import InlineExecutor
 from nas.executors.processes import ProcessExecutor
 from nas.executors.ray import RayExecutor
 
-
 EXECUTORS = [
     pytest.param(InlineExecutor, id="inline"),
     pytest.param(lambda: ProcessExecutor(2), id="processes"),

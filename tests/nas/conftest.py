@@ -1,0 +1,104 @@
+"""A study's problem, and an executor that answers from a formula, in any order that a cluster could."""
+
+import hashlib
+import random
+from dataclasses import replace
+
+import pytest
+
+from evaluators.evaluator import Failure, failure_from
+from nas.executors.executor import Finished
+from nas.jobs import early_job
+from nas.problem import resolve
+from nas.settings import StudySettings
+from nas.study import Search, check_budget
+from searchspace.spec import spec_id
+
+
+class Stopped(Exception):
+    """Whatever ends a run in the middle."""
+
+
+def share(text):
+    """A number from 0 to 1 that follows from the text and from nothing else."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
+
+
+def formula(spec):
+    """What `look_early` might say of a network, or a failure for one in ten of them."""
+    name = spec_id(spec)
+    if share(f"fails {name}") < 0.1:
+        return Failure(f"ValueError: {name} would not train")
+    return {
+        "dispersion": share(f"end {name}"),
+        "dispersion_start": share(f"start {name}") / 2,
+        "loss": 2 + share(f"loss {name}"),
+        "seconds": 0.25,
+    }
+
+
+class FormulaExecutor:
+    """Looks at the first `workers` jobs at once; which of them ends next is drawn from `seed`, None for the oldest.
+
+    Raises Stopped in place of the result after `stop_after`.
+    """
+
+    def __init__(self, workers=1, seed=None, stop_after=None, answer=formula):
+        self.specs = []
+        self.out = []
+        self._workers = workers
+        self._rng = None if seed is None else random.Random(seed)
+        self._left = stop_after
+        self._answer = answer
+
+    def submit(self, job):
+        assert job.function is early_job
+        self.specs.append(job.arguments[0])
+        self.out.append(len(self.specs))
+        return len(self.specs)
+
+    def wait(self):
+        if self._left == 0:
+            raise Stopped
+        if self._left is not None:
+            self._left -= 1
+        running = self.out[: self._workers]
+        handle = running[0] if self._rng is None else self._rng.choice(running)
+        self.out.remove(handle)
+        try:
+            return Finished(handle, self._answer(self.specs[handle - 1]))
+        except Exception as error:
+            return Finished(handle, failure_from(error))
+
+    def close(self):
+        self.out.clear()
+
+
+@pytest.fixture(scope="session")
+def problem():
+    """edge-small on the rk3288 within 100 ms, which most random networks keep."""
+    return resolve(StudySettings(study="study", target="rk3288", budget="100ms", data_limit=200, trials=24))
+
+
+@pytest.fixture(scope="session")
+def fastest(problem):
+    return check_budget(problem)
+
+
+@pytest.fixture(scope="session")
+def changed(problem):
+    """The problem under other settings, for those that do not change the target, the space or the data."""
+    return lambda **settings: replace(problem, settings=problem.settings.model_copy(update=settings))
+
+
+@pytest.fixture
+def run_search(tmp_path, problem, fastest):
+    """Runs the search of a study in its folder, from its beginning or from wherever it was stopped."""
+
+    def run(executor, name="study", own_problem=problem, genes=fastest, on_progress=lambda progress: None):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        return Search(own_problem, folder, executor).run(genes, on_progress)
+
+    run.folder = tmp_path
+    return run

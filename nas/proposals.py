@@ -1,5 +1,7 @@
 """Proposals that are worth an evaluation: new, and within the budget by their static cost."""
 
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optuna.trial import Trial
@@ -7,11 +9,16 @@ from optuna.trial import Trial
 from evaluators.static import StaticCost
 from nas.problem import Problem
 from nas.sampling import Sampling, choice_of, set_constraint
+from searchspace.choosers import Gene, replay
 from searchspace.spaces import member
 from searchspace.spec import ArchSpec, spec_id
 
 # So many proposals in a row without a new feasible one end the search: the space is as good as exhausted.
-PATIENCE = 20_000
+PATIENCE = 2_000
+
+# After so many in a row above the budget, the last of them is moved towards the fastest member until it fits. Where
+# one proposal in thousands fits, waiting for it would take hours, each proposal being slower than the one before.
+REPAIR_AFTER = 40
 
 
 class SpaceExhausted(Exception):
@@ -34,6 +41,7 @@ class Proposer:
 
     problem: Problem
     sampling: Sampling
+    fastest: Mapping[str, Gene]
     rejected: int = 0
     duplicates: int = 0
     _seen: set[str] = field(default_factory=set)
@@ -45,6 +53,7 @@ class Proposer:
             SpaceExhausted: a great many proposals in a row were infeasible or known.
         """
         budget_ms = self.problem.settings.budget_ms
+        above_budget = 0
         for _ in range(PATIENCE):
             trial = self.sampling.ask()
             spec = member(self.problem.space, choice_of(trial), self.problem.task)
@@ -54,6 +63,9 @@ class Proposer:
             if cost.latency.high_ms > budget_ms:
                 self.rejected += 1
                 self.sampling.tell_rejected(trial, cost.latency.value_ms)
+                above_budget += 1
+                if above_budget % REPAIR_AFTER == 0:
+                    self.sampling.enqueue(self._repaired(trial.params))
                 continue
             # Equal to the deploy architecture's own id unless the space chooses train genes as well.
             name = spec_id(spec)
@@ -64,3 +76,14 @@ class Proposer:
             self._seen.add(name)
             return Proposal(trial, spec, name, cost)
         raise SpaceExhausted(f"{PATIENCE} proposals in a row were known already or above the budget")
+
+    def _repaired(self, genes: Mapping[str, Gene]) -> dict[str, Gene]:
+        """The genes with as few as possible, in random order, put to those of the fastest member so that it fits."""
+        rng = random.Random(f"{self.problem.settings.seed}/{self.rejected}")
+        changed = dict(genes)
+        for name in rng.sample(sorted(self.fastest), len(self.fastest)):
+            changed[name] = self.fastest[name]
+            spec = member(self.problem.space, replay(changed), self.problem.task)
+            if self.problem.costs(spec).latency.high_ms <= self.problem.settings.budget_ms:
+                break
+        return changed

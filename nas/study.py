@@ -125,7 +125,7 @@ class Search:
         self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
         self._kept = self._durable.get_trials(deepcopy=False)
         self._sampling = Sampling(problem.settings.sampler, problem.settings.seed)
-        self._proposer = Proposer(problem, self._sampling)
+        self._proposer = Proposer(problem, self._sampling, fastest={})
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()
         self._out: dict[int, _Pending] = {}
@@ -144,6 +144,7 @@ class Search:
         """
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
+        self._proposer.fastest = fastest
         self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.trial import Trial, TrialState
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from searchspace.choosers import Choose, G, Gene
 
@@ -29,15 +31,51 @@ DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "mini
 UNSCORED = -1e9
 
 
+class KnownSpaceSampler(BaseSampler):
+    """A sampler that is told its genes instead of looking for those that all trials have in common.
+
+    A space asks every gene in every trial, so the answer is known; to work it out again at every proposal, as Optuna
+    does while a trial is running, costs seconds once a few hundred proposals were turned down. Genes of a single option
+    are left to the sampler's independent draw, as its own search space would leave them.
+    """
+
+    def __init__(self, sampler: BaseSampler, genes: Mapping[str, Sequence[Gene]]) -> None:
+        self._sampler = sampler
+        self._space: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(options) for name, options in genes.items() if len(options) > 1
+        }
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler.sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._sampler.before_trial(study, trial)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._sampler.after_trial(study, trial, state, values)
+
+
 class Sampling:
     """The memory that proposals come from."""
 
-    def __init__(self, sampler: str, seed: int) -> None:
+    def __init__(self, sampler: str, seed: int, genes: Mapping[str, Sequence[Gene]]) -> None:
+        """`genes` are all that the space asks, with their options."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Multivariate TPE and NSGA-III are marked experimental; their behaviour is pinned by the version range.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study = optuna.create_study(directions=DIRECTIONS, sampler=SAMPLERS[sampler](seed))
+            known = KnownSpaceSampler(SAMPLERS[sampler](seed), genes)
+            self._study = optuna.create_study(directions=DIRECTIONS, sampler=known)
 
     def enqueue(self, genes: Mapping[str, Gene]) -> None:
         """Has these genes proposed next."""
@@ -62,7 +100,7 @@ class Sampling:
         """A proposal that was seen before, or could not be evaluated: it steers nothing."""
         self._study.tell(trial, state=TrialState.FAIL)
 
-    def frozen(self, trial: Trial) -> optuna.trial.FrozenTrial:
+    def frozen(self, trial: Trial) -> FrozenTrial:
         """The trial as it was told."""
         return self._study.get_trials(deepcopy=False)[trial.number]
 

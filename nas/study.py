@@ -29,6 +29,7 @@ from nas.sampling import Sampling
 from nas.storage import open_study
 from searchspace.cheapest import cheapest_member
 from searchspace.choosers import Gene
+from searchspace.spaces import gene_options
 from searchspace.spec import ArchSpec, spec_id
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,9 @@ class Search:
         self._results = ResultStore(folder / RESULTS)
         self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
         self._kept = self._durable.get_trials(deepcopy=False)
-        self._sampling = Sampling(problem.settings.sampler, problem.settings.seed)
+        self._sampling = Sampling(
+            problem.settings.sampler, problem.settings.seed, gene_options(problem.space, problem.task)
+        )
         self._proposer = Proposer(problem, self._sampling, fastest={})
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()

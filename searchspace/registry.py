@@ -30,10 +30,15 @@ class TrainBlock(Protocol):
         """Weights by the names of the nodes that the family's `emit` adds, for those that need any."""
 
 
+def folded_nodes(block: nn.Module) -> Mapping[str, NodeWeights]:
+    """What a train block folds into, by the name of the node that it is for."""
+    folded: Mapping[str, NodeWeights] = block.folded()  # type: ignore[operator]
+    return folded
+
+
 def folded_weights(block: nn.Module) -> dict[str, dict[str, Tensor]]:
     """What a train block folds into: by the name of the node that it is for, by the name of the tensor within."""
-    folded: Mapping[str, NodeWeights] = block.folded()  # type: ignore[operator]
-    return {node: tensors._asdict() for node, tensors in folded.items()}
+    return {node: tensors._asdict() for node, tensors in folded_nodes(block).items()}
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,10 @@ def _load_own() -> None:
     # Our own families register on import; whoever asks for a family by name should not have to import them.
     import searchspace.blocks.classifier
     import searchspace.blocks.conv
+    import searchspace.blocks.dbc
     import searchspace.blocks.inverted
     import searchspace.blocks.parc
+    import searchspace.blocks.ppe
     import searchspace.blocks.rdp
-    import searchspace.blocks.rep  # noqa: F401
+    import searchspace.blocks.rep
+    import searchspace.blocks.rk  # noqa: F401

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from hardware.ops import Shape
 from hardware.strict_yaml import nearest
 from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.dbc import Dbc
 from searchspace.blocks.inverted import InvertedResidual
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
+from searchspace.blocks.rk import Rkp
 from searchspace.choosers import Choose, G, Gene, prefixed
 from searchspace.coverage import MAX_TYPES, cut_sequence, kernel_types, place
 from searchspace.network import block_graph
@@ -151,6 +153,14 @@ def largest_useful_kernel(size: int) -> int:
     return 2 * size - 1
 
 
+def largest_useful_dilation(size: int, kernel: int) -> int:
+    """The largest dilation with which the outer cells of a kernel still see a map of `size`; at least 1.
+
+    Source: as `largest_useful_kernel`, for the extent a (k - 1) + 1 of a dilated kernel.
+    """
+    return max(1, (largest_useful_kernel(size) - 1) // (kernel - 1))
+
+
 @dataclass(frozen=True, slots=True)
 class _StageRange:
     """What one stage of `edge-small` may be."""
@@ -249,7 +259,60 @@ def _only_rdp() -> Space:
     return replace(narrowed(EDGE_SMALL, {"stage*.family": ("rdp",)}, Task(3, 10)), name="rdp")
 
 
-SPACES = {space.name: space for space in (EDGE_SMALL, _only_rdp(), PBCONV_LAYOUTS)}
+@dataclass(frozen=True, slots=True)
+class _RkpStageRange:
+    """What one stage of `rkp` may be: an RKP block at the width that enters, or none, then a DBC.
+
+    One block to a stage, as in PPENet: each block has its kernel and dilation, and with a second one the cheapest
+    member would take a minute to find. A stage of stride 1 does what a second block would.
+    """
+
+    widths: tuple[int, ...]
+
+    def __call__(self, choose: Choose, in_shape: Shape) -> Stage:
+        has_rkp = choose("rkp", (False, True))
+        kernel = choose("kernel", (3, 5, 7, 9))
+        dilation = choose("dilation", (1, 2))
+        expand = choose("expand", (1, 2, 3, 4))
+        pointwise = choose("pointwise", (False, True))
+        ppe = choose("ppe", (False, True))
+        width = choose("width", self.widths)
+        stride = choose("stride", (1, 2))
+        size = min(in_shape[1:])
+        # A map of 2x2 is not made smaller, as in `edge-small`.
+        transition = Dbc(width, stride if size > 2 else 1)
+        if not has_rkp:
+            return (transition,)
+        useful = min(kernel, largest_useful_kernel(size))
+        return (Rkp(useful, min(dilation, largest_useful_dilation(size, useful)), expand, pointwise, ppe), transition)
+
+
+def _rkp_frame(choose: Choose, task: Task) -> Frame:
+    resolution = choose("resolution", (32, 48, 64, 96, 224))
+    stem_width = choose("stem.width", (8, 16, 24, 32, 48, 64))
+    stem_stride = choose("stem.stride", (1, 2))
+    head_width = choose("head.width", (0, 128, 256, 512))
+    return Frame(
+        (task.channels, resolution, resolution),
+        Dbc(stem_width, stem_stride),
+        Classifier(task.classes, head_width),
+    )
+
+
+# Widths are around those of PPENet-L: 32, 48, 72, 96, 156, 196 (seed 000, Table 2). With depthwise RK it is a member.
+RKP = Space(
+    "rkp",
+    _rkp_frame,
+    (
+        _RkpStageRange((16, 24, 32, 48, 64)),
+        _RkpStageRange((24, 32, 48, 72, 96)),
+        _RkpStageRange((32, 48, 64, 96, 128)),
+        _RkpStageRange((48, 64, 96, 128, 156)),
+        _RkpStageRange((64, 96, 128, 196, 256)),
+    ),
+)
+
+SPACES = {space.name: space for space in (EDGE_SMALL, _only_rdp(), RKP, PBCONV_LAYOUTS)}
 DEFAULT_SPACE = EDGE_SMALL.name
 
 

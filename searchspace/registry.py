@@ -97,7 +97,10 @@ def _load_own() -> None:
     # Our own families register on import; whoever asks for a family by name should not have to import them.
     import searchspace.blocks.classifier
     import searchspace.blocks.conv
+    import searchspace.blocks.gfae
     import searchspace.blocks.inverted
+    import searchspace.blocks.lfae
     import searchspace.blocks.parc
+    import searchspace.blocks.patch
     import searchspace.blocks.rdp
     import searchspace.blocks.rep  # noqa: F401

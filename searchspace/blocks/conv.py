@@ -75,5 +75,6 @@ register(
             ((4, 3, 5), PlainConv(6, kernel=1, activation="hardswish")),
             ((2, 5, 5), PlainConv(4, layout=Layout(3, (Rectangle(0, 0, 1, 3), Rectangle(1, 0, 2, 3))))),
         ),
+        layout_kernels=lambda spec: {"layout": spec.kernel} if spec.kernel > 1 else {},
     )
 )

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from searchspace.fold import ConvWeights
 from searchspace.network import Network
-from searchspace.registry import folded_weights
+from searchspace.registry import folded_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,9 @@ def dispersion(weights: Iterable[Tensor]) -> Dispersion:
 def network_dispersion(network: Network) -> Dispersion:
     """The dispersion of a network as it stands, its branches folded with the running statistics."""
     return dispersion(
-        tensors["weight"]
+        tensors.weight
         for block in network.blocks
-        for tensors in folded_weights(block).values()
-        if tensors["weight"].dim() == 4
+        for tensors in folded_nodes(block).values()
+        # Of all that blocks fold into, only convolutions have kernels whose positions look around.
+        if isinstance(tensors, ConvWeights)
     )

@@ -30,10 +30,15 @@ class TrainBlock(Protocol):
         """Weights by the names of the nodes that the family's `emit` adds, for those that need any."""
 
 
+def folded_nodes(block: nn.Module) -> Mapping[str, NodeWeights]:
+    """What a train block folds into, by the name of the node that it is for."""
+    folded: Mapping[str, NodeWeights] = block.folded()  # type: ignore[operator]
+    return folded
+
+
 def folded_weights(block: nn.Module) -> dict[str, dict[str, Tensor]]:
     """What a train block folds into: by the name of the node that it is for, by the name of the tensor within."""
-    folded: Mapping[str, NodeWeights] = block.folded()  # type: ignore[operator]
-    return {node: tensors._asdict() for node, tensors in folded.items()}
+    return {node: tensors._asdict() for node, tensors in folded_nodes(block).items()}
 
 
 @dataclass(frozen=True)

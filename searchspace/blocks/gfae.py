@@ -97,7 +97,8 @@ def head_width(channels: int, heads: int) -> int:
 class CrossCovarianceAttention(nn.Module):
     """Norm, query, key and value; each channel becomes a mean of channels, weighted by the likeness of their maps.
 
-    Source: MixMobileNet, Eq. 1 and 2, and XCiT, section 3.2; DropKey, section 3.2: a dropped key leaves the softmax.
+    In training a dropped key leaves the softmax.
+    Source: MixMobileNet, Eq. 1 and 2; El-Nouby et al., "XCiT", section 3.2; Li et al., "DropKey", 2023.
     """
 
     def __init__(self, channels: int, heads: int, drop_key: float) -> None:

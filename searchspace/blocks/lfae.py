@@ -4,7 +4,7 @@ A depthwise 3x3 convolution and its input, a dense convolution over the first fe
 input of the block, and squeeze-and-excite over that sum.
 
 Source: MixMobileNet (seed 003), section 3.2 and Appendix A, which wins where they differ (Figure 3c and Eq. 6 have no
-depthwise convolution); the partial convolution is that of Chen et al., "Run, Don't Walk", section 3.3.
+depthwise convolution); the partial convolution is that of Chen et al., "Run, Don't Walk", section 3.2.
 """
 
 from dataclasses import dataclass

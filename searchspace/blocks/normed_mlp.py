@@ -1,6 +1,6 @@
 """The second half of both MixMobileNet encoders: a norm, a wider 1x1 convolution, GELU, and a 1x1 convolution back.
 
-Source: MixMobileNet (seed 003), Appendix A, and ConvNeXt, section 2.5. The 1x1 convolutions are linear layers there.
+Source: MixMobileNet (seed 003), Appendix A, and ConvNeXt, section 2.4. The 1x1 convolutions are linear layers there.
 Eq. 4 has the norm between them, the appendix before both, which is what is done here.
 """
 

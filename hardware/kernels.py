@@ -86,7 +86,7 @@ DETAIL: Mapping[type, Callable[..., str]] = {
     Slice: lambda op: f" a{op.axis} {op.start}:{op.stop}",
     AddConstant: lambda op: f" c{_extent(op.shape)}",
     MulConstant: lambda op: f" c{_extent(op.shape)}",
-    ChannelNorm: _no_detail,
+    ChannelNorm: lambda op: "" if op.affine else " plain",
     ConvTranspose: lambda op: f">{op.out_channels} k{op.size}x{op.size}",
     Reshape: lambda op: f">{_extent(op.shape)}",
     L2Normalize: _no_detail,

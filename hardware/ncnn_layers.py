@@ -22,7 +22,31 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from hardware.kernels import Kernel
-from hardware.ops import ARITY, Conv, Flatten, Op, Pool, Shape, label, output_shape
+from hardware.ops import (
+    ARITY,
+    Activation,
+    Add,
+    AddConstant,
+    ChannelNorm,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Flatten,
+    GlobalPool,
+    Input,
+    L2Normalize,
+    MatMul,
+    Mul,
+    MulConstant,
+    Op,
+    Pool,
+    Reshape,
+    Shape,
+    Slice,
+    Softmax,
+    label,
+    output_shape,
+)
 
 PACK = 4
 
@@ -40,9 +64,10 @@ class Layer:
     """One layer as ncnn runs it.
 
     kind is 'conv', 'fc' (an inner product), 'fc_unpacked' (one of a map that is not packed), 'max_pool',
-    'average_pool', 'global_pool', 'add', 'mul', 'flatten', 'free' (only names a value), an activation, or ncnn's own
-    name for what our graphs do not have. Shapes are (channels, height, width); read counts the elements of all inputs.
-    activation is what runs inside the layer, '' for none.
+    'average_pool', 'global_pool', 'add', 'mul', 'flatten', 'free' (only names a value), an activation, ncnn's own name
+    for another layer that the benchmark networks have, or the label of an operation that they do not have. Shapes are
+    (channels, height, width), or what has no channels as it is; read counts the elements of all inputs. activation is
+    what runs inside the layer, '' for none.
     """
 
     kind: str
@@ -103,6 +128,15 @@ NEAREST: Mapping[str, tuple[str, ...]] = {
     "gelu": ("silu",),
     "mul": ("add",),
     "add": ("mul",),
+    "add_constant": ("add",),
+    "mul_constant": ("mul",),
+    # A few numbers per channel.
+    "l2_normalize": ("add",),
+    # Both pass three times over the values: for the mean or the largest, for the spread or the sum, for the result.
+    "channel_norm": ("Softmax",),
+    "softmax": ("Softmax",),
+    # A copy.
+    "reshape": ("Concat",),
     "DeconvolutionDepthWise": ("convkxk",),
     "BatchNorm": ("add",),
     "LRN": ("silu",),
@@ -307,6 +341,8 @@ def _elementwise_work(layer: Layer) -> Work:
 
 _WORK: Mapping[str, Callable[[Layer], Work]] = {
     "conv": _conv_work,
+    "matmul": _conv_work,
+    "conv_transpose": _conv_work,
     "fc": _fc_work,
     "fc_unpacked": _fc_work,
     "max_pool": _pool_work,
@@ -315,7 +351,7 @@ _WORK: Mapping[str, Callable[[Layer], Work]] = {
 
 
 def layers_of(kernel: Kernel) -> tuple[Layer, ...]:
-    """The layers that ncnn runs for `kernel`: one, unless its fusion rules join more than ncnn does."""
+    """The layers that ncnn runs for `kernel`: one, unless its fusion rules or an operation join more than ncnn does."""
     layers: list[Layer] = []
     shape, *others = kernel.in_shapes
     for op in kernel.ops:
@@ -331,20 +367,28 @@ def layers_of(kernel: Kernel) -> tuple[Layer, ...]:
         in_shapes = (shape, *others[:count])
         del others[:count]
         shape = output_shape(op, in_shapes)
-        layers.append(_LAYER.get(type(op), _plain_layer)(op, in_shapes, shape))
+        layers += LAYERS[type(op)](op, in_shapes, shape)
     return tuple(layers)
 
 
-def _plain_layer(op: Op, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
-    return Layer(label(op), in_shapes[0], out_shape, sum(map(prod, in_shapes)))
+def _no_layers(op: Op, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    return []
 
 
-def _layer_of_conv(op: Conv, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+def _plain_layer(op: Op, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    return [_layer(label(op), in_shapes, out_shape)]
+
+
+def _layer(kind: str, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+    return Layer(kind, in_shapes[0], out_shape, sum(map(prod, in_shapes)))
+
+
+def _conv_layer(op: Conv, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
     shape = in_shapes[0]
     # What a global pool leaves is a vector to ncnn. A map that has shrunk to 1x1 by strides is not, and cannot be told
     # from it here; it takes about as many instructions, which at four threads run faster than is said here.
     is_vector = shape[1:] == (1, 1) and op.kernel == (1, 1) and op.groups == 1
-    return Layer(
+    layer = Layer(
         "fc" if is_vector else "conv",
         shape,
         out_shape,
@@ -354,18 +398,85 @@ def _layer_of_conv(op: Conv, in_shapes: tuple[Shape, ...], out_shape: Shape) -> 
         dilation=op.dilation,
         groups=op.groups,
     )
+    return [layer]
 
 
-def _layer_of_pool(op: Pool, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
-    return Layer(f"{op.kind}_pool", in_shapes[0], out_shape, prod(in_shapes[0]), kernel=op.kernel, stride=op.stride)
+def _pool_layer(op: Pool, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    return [Layer(f"{op.kind}_pool", in_shapes[0], out_shape, prod(in_shapes[0]), kernel=op.kernel, stride=op.stride)]
 
 
-def _layer_of_flatten(op: Flatten, in_shapes: tuple[Shape, ...], out_shape: Shape) -> Layer:
+def _flatten_layer(op: Flatten, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
     is_vector = prod(in_shapes[0][1:]) == 1
-    return Layer("free" if is_vector else "flatten", in_shapes[0], out_shape, prod(in_shapes[0]))
+    return [_layer("free" if is_vector else "flatten", in_shapes, out_shape)]
 
 
-_LAYER: Mapping[type, Callable[..., Layer]] = {Conv: _layer_of_conv, Pool: _layer_of_pool, Flatten: _layer_of_flatten}
+def _constant_layer(op: AddConstant | MulConstant, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    return [_layer(label(op), (*in_shapes, op.shape), out_shape)]
+
+
+def _channel_norm_layers(op: ChannelNorm, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    # ncnn norms along rows, so that the channels go there and back.
+    channels, height, width = out_shape
+    last = (height, width, channels)
+    return [
+        _layer("Permute", in_shapes, last),
+        _layer("channel_norm", (last,), last),
+        _layer("Permute", (last,), out_shape),
+    ]
+
+
+def _l2_normalize_layers(op: L2Normalize, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    # As it is exported: squares, their mean, three steps to the length of each channel, the division.
+    lengths = (out_shape[0], 1, 1)
+    return [
+        _layer("mul", in_shapes, out_shape),
+        _layer("global_pool", (out_shape,), lengths),
+        *[_layer("l2_normalize", (lengths,), lengths)] * 3,
+        _layer("mul", (*in_shapes, lengths), out_shape),
+    ]
+
+
+def _conv_transpose_layer(op: ConvTranspose, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    # Each position becomes a patch, as a 1x1 convolution to so many more channels would write it.
+    _, height, width = in_shapes[0]
+    return [_layer("conv_transpose", in_shapes, (op.out_channels * op.size**2, height, width))]
+
+
+def _matmul_layers(op: MatMul, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    # (m, k) by (k, n) is a 1x1 convolution of k channels to m at n positions, a stack of them one in groups.
+    (*stack, rows, inner), columns, groups = in_shapes[0], out_shape[-1], prod(out_shape[:-2])
+    second = (*stack, inner, columns)
+    product = replace(
+        _layer("matmul", (in_shapes[0], second), out_shape),
+        in_shape=(groups * inner, 1, columns),
+        out_shape=(groups * rows, 1, columns),
+        groups=groups,
+    )
+    return [_layer("Permute", in_shapes[1:], second), product] if op.transpose_second else [product]
+
+
+# What ncnn runs for each operation, given the shapes that enter and leave it.
+LAYERS: Mapping[type, Callable[..., list[Layer]]] = {
+    Input: _no_layers,
+    Conv: _conv_layer,
+    Pool: _pool_layer,
+    GlobalPool: _plain_layer,
+    Activation: _plain_layer,
+    Add: _plain_layer,
+    Mul: _plain_layer,
+    Flatten: _flatten_layer,
+    Concat: lambda op, in_shapes, out_shape: [_layer("Concat", in_shapes, out_shape)],
+    # The converters make a crop of it.
+    Slice: lambda op, in_shapes, out_shape: [_layer("Crop", in_shapes, out_shape)],
+    AddConstant: _constant_layer,
+    MulConstant: _constant_layer,
+    ChannelNorm: _channel_norm_layers,
+    ConvTranspose: _conv_transpose_layer,
+    Reshape: _plain_layer,
+    L2Normalize: _l2_normalize_layers,
+    MatMul: _matmul_layers,
+    Softmax: _plain_layer,
+}
 
 
 def why_not_covered(layer: Layer) -> str:
@@ -406,6 +517,15 @@ def _why_not_average_pool(layer: Layer) -> str:
     )
 
 
+def _why_not_along_channels(layer: Layer) -> str:
+    along_channels = len(layer.out_shape) == 3 and layer.in_shape[1:] == layer.out_shape[1:]
+    return "" if along_channels else "no benchmark network cuts or joins maps along another axis than the channels"
+
+
+def _why_not_softmax(layer: Layer) -> str:
+    return "" if len(layer.out_shape) == 1 else "the benchmark networks have a softmax of logits, none of attention"
+
+
 def _covered(layer: Layer) -> str:
     return ""
 
@@ -414,8 +534,24 @@ _WHY_NOT_COVERED: Mapping[str, Callable[[Layer], str]] = {
     "conv": _why_not_conv,
     "max_pool": _why_not_pool,
     "average_pool": _why_not_average_pool,
+    "Concat": _why_not_along_channels,
+    "Crop": _why_not_along_channels,
+    "softmax": _why_not_softmax,
     **dict.fromkeys(
-        ("fc", "global_pool", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "add", "mul", "flatten", "free"),
+        (
+            "Permute",
+            "fc",
+            "global_pool",
+            "relu",
+            "silu",
+            "sigmoid",
+            "hardswish",
+            "hardsigmoid",
+            "add",
+            "mul",
+            "flatten",
+            "free",
+        ),
         _covered,
     ),
 }

@@ -141,8 +141,13 @@ def _channel_norm(node: Node, inputs: Sequence[str], output: str) -> list[onnx.N
     op = node.op
     assert isinstance(op, ChannelNorm)
     last, normed = f"{output}_last", f"{output}_normed"
-    weights = [f"{node.name}.scale", f"{node.name}.shift"]
+    weights, constants = [f"{node.name}.scale", f"{node.name}.shift"], []
+    if not op.affine:
+        # The operator may leave out the shift, not the scale.
+        weights = [f"{output}_ones"]
+        constants = [_constant(weights[0], np.ones(node.shape[0]), np.float32)]
     return [
+        *constants,
         *_one("Transpose", inputs, last, perm=(0, 2, 3, 1)),
         *_one("LayerNormalization", [last, *weights], normed, axis=-1, epsilon=op.epsilon),
         *_one("Transpose", [normed], output, perm=(0, 3, 1, 2)),

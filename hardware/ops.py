@@ -125,11 +125,12 @@ class MulConstant:
 class ChannelNorm:
     """Layer norm over the channels at each position of (c, h, w), then a learnt scale and shift for each channel.
 
-    Both are part of the operation, since runtimes apply them in the same pass: folding them into what follows would
-    save nothing, and behind a residual sum it would not be possible.
+    affine False leaves scale and shift out: a convolution without padding that alone reads the result takes them over.
+    Where others read it too, or a padded convolution does, they have to stay.
     """
 
     epsilon: float = 1e-6
+    affine: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +351,7 @@ def _constant_weights(op: AddConstant | MulConstant, shapes: tuple[Shape, ...]) 
 
 
 def _channel_norm_weights(op: ChannelNorm, shapes: tuple[Shape, ...]) -> dict[str, Shape]:
-    return {"scale": shapes[0][:1], "shift": shapes[0][:1]}
+    return {"scale": shapes[0][:1], "shift": shapes[0][:1]} if op.affine else {}
 
 
 def _conv_transpose_weights(op: ConvTranspose, shapes: tuple[Shape, ...]) -> dict[str, Shape]:

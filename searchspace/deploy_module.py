@@ -52,8 +52,9 @@ def _pool(op: Pool, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tens
 
 
 def _channel_norm(op: ChannelNorm, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
-    scale, shift = weights["scale"], weights["shift"]
-    return functional.layer_norm(inputs[0].movedim(1, -1), scale.shape, scale, shift, op.epsilon).movedim(-1, 1)
+    last = inputs[0].movedim(1, -1)
+    scale, shift = weights.get("scale"), weights.get("shift")
+    return functional.layer_norm(last, last.shape[-1:], scale, shift, op.epsilon).movedim(-1, 1)
 
 
 def _conv_transpose(op: ConvTranspose, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:

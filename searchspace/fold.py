@@ -24,6 +24,20 @@ class ConvWeights(NamedTuple):
     bias: Tensor
 
 
+class ConvTransposeWeights(NamedTuple):
+    """What `ConvTranspose` computes with: weight (in, out, size, size) and bias (out,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class NormWeights(NamedTuple):
+    """What an affine `ChannelNorm` computes with, both (channels,)."""
+
+    scale: Tensor
+    shift: Tensor
+
+
 class ConstantWeights(NamedTuple):
     """What `AddConstant` and `MulConstant` compute with."""
 
@@ -70,17 +84,45 @@ def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
 def absorb_input_norm(conv: ConvWeights, norm: nn.BatchNorm2d, groups: int = 1) -> ConvWeights:
     """The convolution that computes `conv(norm(x))`; exact only where the convolution pads nothing.
 
-    Padding comes behind the norm, so a padded convolution would see the shift inside the map and none outside.
-
     Raises:
         ValueError: as `scale_and_shift`.
     """
+    return absorb_input_affine(conv, *scale_and_shift(norm), groups)
+
+
+def absorb_input_affine(conv: ConvWeights, scale: Tensor, shift: Tensor, groups: int = 1) -> ConvWeights:
+    """The convolution that computes `conv(scale * x + shift)`, both per channel of x.
+
+    Exact only where the convolution pads nothing: padding comes behind the shift, so that a padded one would see the
+    shift inside the map and none outside.
+    """
     out_channels, group_width = conv.weight.shape[:2]
     # (groups, 1, group width), the channels that each output of a group reads
-    scale, shift = (values.reshape(groups, 1, group_width) for values in scale_and_shift(norm))
+    scale, shift = (values.reshape(groups, 1, group_width) for values in (scale, shift))
     grouped = conv.weight.reshape(groups, out_channels // groups, group_width, -1)
     shifted = (grouped.sum(-1) * shift).sum(-1).reshape(out_channels)
     return ConvWeights((grouped * scale[..., None]).reshape(conv.weight.shape), conv.bias + shifted)
+
+
+def add_identity(conv: ConvWeights, groups: int) -> ConvWeights:
+    """The convolution that computes `conv(x) + x` at stride 1.
+
+    Raises:
+        ValueError: as `identity_conv`.
+    """
+    return add_branches([conv, identity_conv(conv.weight, groups)])
+
+
+def average_pairs(conv: ConvWeights) -> ConvWeights:
+    """The convolution that computes the mean of `conv(x)` over every 2x2 window.
+
+    Its kernel is longer by one and moves twice as far, with the padding as it was. Exact where no window reaches over
+    the edge of `conv(x)`, which are even sizes.
+    """
+    height, width = conv.weight.shape[2:]
+    corners = [embed(conv, (height + 1, width + 1), row, column) for row in (0, 1) for column in (0, 1)]
+    total = add_branches(corners)
+    return ConvWeights(total.weight / len(corners), total.bias / len(corners))
 
 
 def identity_conv(like: Tensor, groups: int) -> ConvWeights:

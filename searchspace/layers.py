@@ -7,9 +7,18 @@ from torch import Tensor, nn
 
 from hardware.graph import GraphBuilder
 from hardware.graph import Tensor as GraphTensor
-from hardware.ops import Activation, Add, Conv, GlobalPool, Mul
+from hardware.ops import Activation, Add, ChannelNorm, Conv, GlobalPool, Mul
 from searchspace.coverage import Layout, Rectangle
-from searchspace.fold import ConvWeights, add_branches, conv_weights, embed, fold_batchnorm, identity_conv
+from searchspace.fold import (
+    ConvWeights,
+    NormWeights,
+    absorb_input_affine,
+    add_branches,
+    conv_weights,
+    embed,
+    fold_batchnorm,
+    identity_conv,
+)
 
 ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -63,7 +72,7 @@ class ConvBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad is not None:
-            x = nn.functional.pad(x, self.pad)
+            x = _padded_and_cropped(x, self.pad)
         x = self.conv(x)
         return x if self.norm is None else self.norm(x)
 
@@ -117,6 +126,13 @@ class BranchedConv(nn.Module):
         return add_branches(parts)
 
 
+def _padded_and_cropped(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+    # Torch's pad crops first, which fails for the corner of a large kernel on a small map, where only padding is left.
+    left, right, top, bottom = (max(-side, 0) for side in sides)
+    x = nn.functional.pad(x, [max(side, 0) for side in sides])
+    return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
+
+
 def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     kernel, padding, dilation = conv.kernel_size, conv.padding, conv.dilation
     assert not isinstance(padding, str)
@@ -157,6 +173,46 @@ def deployed_conv(out_channels: int, kernel: int, *, stride: int = 1, groups: in
     return Conv(out_channels, (kernel, kernel), stride, (padding, padding), 1, groups)
 
 
+class ChannelLayerNorm(nn.Module):
+    """Layer norm over the channels at each position of (n, c, h, w): the train form of `ChannelNorm`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=ChannelNorm().epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(x.movedim(1, -1))
+        return normed.movedim(-1, 1)
+
+    def folded(self) -> NormWeights:
+        """For a norm that keeps its scale and shift."""
+        return NormWeights(self.norm.weight.detach(), self.norm.bias.detach())
+
+    def folded_into(self, conv: ConvWeights) -> ConvWeights:
+        """The unpadded convolution behind the norm with its scale and shift, which `ChannelNorm(affine=False)` lacks.
+
+        Only where nothing else reads what the norm returns.
+        """
+        return absorb_input_affine(conv, *self.folded())
+
+
+class DropPath(nn.Module):
+    """In training, leaves a whole path out for some images and scales it up for the others.
+
+    Source: Huang et al., "Deep Networks with Stochastic Depth", section 3.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.rand(len(x), *(1,) * (x.dim() - 1), device=x.device) >= self.probability
+        return x * kept / (1 - self.probability)
+
+
 def squeezed_width(channels: int, reduction: int) -> int:
     """The inner width of squeeze-and-excite: channels / reduction, at least 1."""
     return max(1, channels // reduction)
@@ -165,18 +221,21 @@ def squeezed_width(channels: int, reduction: int) -> int:
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excite: each channel is scaled by a gate that sees the means of all channels.
 
-    Source: Hu et al., "Squeeze-and-Excitation Networks", section 3; the hard sigmoid is MobileNetV3's, section 5.3.
+    Source: Hu et al., "Squeeze-and-Excitation Networks", section 3, where the gate is a sigmoid and the layers have no
+    bias; the hard sigmoid is MobileNetV3's, section 5.3.
     """
 
-    def __init__(self, channels: int, reduction: int = 4) -> None:
+    def __init__(self, channels: int, reduction: int = 4, gate: str = "hardsigmoid", *, bias: bool = True) -> None:
         super().__init__()
+        self.gate = ACTIVATION_MODULES[gate]()
         inner = squeezed_width(channels, reduction)
-        self.squeeze = nn.Conv2d(channels, inner, 1)
-        self.excite = nn.Conv2d(inner, channels, 1)
+        self.squeeze = nn.Conv2d(channels, inner, 1, bias=bias)
+        self.excite = nn.Conv2d(inner, channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
-        return x * nn.functional.hardsigmoid(self.excite(gate))
+        inner = torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))
+        gate: Tensor = self.gate(self.excite(inner))
+        return x * gate
 
     def folded(self) -> dict[str, ConvWeights]:
         """The weights of the two operations that `emit_squeeze_excite` appends."""
@@ -184,17 +243,17 @@ class SqueezeExcite(nn.Module):
 
 
 def emit_squeeze_excite(
-    graph: GraphBuilder, x: GraphTensor, reduction: int = 4, activation: str = "relu"
+    graph: GraphBuilder, x: GraphTensor, reduction: int = 4, activation: str = "relu", gate: str = "hardsigmoid"
 ) -> GraphTensor:
     """Appends what a `SqueezeExcite` computes, its nodes named `pool`, `squeeze`, `excite` and `gate`.
 
     `activation` stands between the two convolutions; a `SqueezeExcite` has ReLU there.
     """
     channels = x.shape[0]
-    gate = graph.add("pool", GlobalPool(), x)
-    gate = emit_square_conv(graph, "squeeze", gate, Conv(squeezed_width(channels, reduction), (1, 1)), activation)
-    gate = emit_square_conv(graph, "excite", gate, Conv(channels, (1, 1)), "hardsigmoid")
-    return graph.add("gate", Mul(), x, gate)
+    y = graph.add("pool", GlobalPool(), x)
+    y = emit_square_conv(graph, "squeeze", y, Conv(squeezed_width(channels, reduction), (1, 1)), activation)
+    y = emit_square_conv(graph, "excite", y, Conv(channels, (1, 1)), gate)
+    return graph.add("gate", Mul(), x, y)
 
 
 def emit_residual(graph: GraphBuilder, x: GraphTensor, y: GraphTensor) -> GraphTensor:

@@ -103,8 +103,11 @@ def _load_own() -> None:
     import searchspace.blocks.classifier
     import searchspace.blocks.conv
     import searchspace.blocks.dbc
+    import searchspace.blocks.gfae
     import searchspace.blocks.inverted
+    import searchspace.blocks.lfae
     import searchspace.blocks.parc
+    import searchspace.blocks.patch
     import searchspace.blocks.ppe
     import searchspace.blocks.rdp
     import searchspace.blocks.rep

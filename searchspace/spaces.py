@@ -12,7 +12,10 @@ from hardware.ops import Shape
 from hardware.strict_yaml import nearest
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.dbc import Dbc
+from searchspace.blocks.gfae import Gfae
 from searchspace.blocks.inverted import InvertedResidual
+from searchspace.blocks.lfae import Lfae
+from searchspace.blocks.patch import NormDown, Patch
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.blocks.rk import Rkp
@@ -216,6 +219,49 @@ EDGE_SMALL = Space(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _MixRange:
+    """What one stage of `mix` may be; no widths for the first, which keeps the stem's width and has no attention."""
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...] = ()
+
+    def __call__(self, choose: Choose, in_shape: Shape) -> Stage:
+        depth = choose("depth", self.depths)
+        kernel = choose("kernel", (3, 5, 7, 9))
+        divisions = choose("divisions", (2, 4, 8))
+        expand = choose("expand", (2, 2.5, 3, 3.5, 4))
+        squeeze_excite = choose("squeeze_excite", (False, True))
+        size = min(in_shape[1:]) // 2 if self.widths else min(in_shape[1:])
+        local = (Lfae(min(kernel, largest_useful_kernel(size)), divisions, expand, squeeze_excite),) * depth
+        if not self.widths:
+            return local
+        width = choose("width", self.widths)
+        attention = choose("attention", (False, True))
+        return (NormDown(width), *local, *(Gfae(expand=expand),) * attention)
+
+
+def _mix_frame(choose: Choose, task: Task) -> Frame:
+    # The stem and the three steps divide the size by 32, and smaller maps than 2x2 have little but padding around them.
+    resolution = choose("resolution", (64, 96, 128, 160, 192, 224, 256))
+    stem_width = choose("stem.width", (16, 24, 32, 48, 64))
+    return Frame((task.channels, resolution, resolution), Patch(stem_width), Classifier(task.classes, norm=True))
+
+
+# MixMobileNet (seed 003): the kernels of section 3.2, free in each stage as the expansions of Table 8 are, attention at
+# most once in a stage and not in the first (Table 9). Widths and depths hold those of its three variants (Table 1).
+MIX = Space(
+    "mix",
+    _mix_frame,
+    (
+        _MixRange((1, 2, 3)),
+        _MixRange((1, 2, 3), (24, 32, 48, 64, 96, 128)),
+        _MixRange((1, 2, 3, 4, 5, 6, 8), (48, 64, 88, 100, 128, 160, 192)),
+        _MixRange((1, 2, 3, 4), (64, 96, 128, 168, 192, 256, 304)),
+    ),
+)
+
+
 def _published_rdpnet(choose: Choose, task: Task) -> Frame:
     return Frame((task.channels, 32, 32), Rep(16), Classifier(task.classes))
 
@@ -312,7 +358,7 @@ RKP = Space(
     ),
 )
 
-SPACES = {space.name: space for space in (EDGE_SMALL, _only_rdp(), RKP, PBCONV_LAYOUTS)}
+SPACES = {space.name: space for space in (EDGE_SMALL, _only_rdp(), RKP, MIX, PBCONV_LAYOUTS)}
 DEFAULT_SPACE = EDGE_SMALL.name
 
 

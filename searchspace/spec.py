@@ -256,6 +256,17 @@ def not_negative(**values: float) -> None:
             raise ValueError(f"{name} must not be negative, got {value}")
 
 
+def probability(**values: float) -> None:
+    """Checks at a block's door.
+
+    Raises:
+        ValueError: one of the named values is not from 0 to below 1.
+    """
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, got {value}")
+
+
 def odd(**values: int) -> None:
     """Checks at a block's door.
 

@@ -1,4 +1,4 @@
-"""Classifier: an optional 1x1 convolution, the global mean, and a linear layer as a 1x1 convolution.
+"""Classifier: an optional 1x1 convolution, the global mean, an optional norm, and a linear layer as a 1x1 convolution.
 
 Averaging and a 1x1 convolution compute what a flattened linear layer computes, in the form that every runtime and
 converter handles.
@@ -10,20 +10,28 @@ from torch import Tensor, nn
 
 from hardware.graph import GraphBuilder
 from hardware.graph import Tensor as GraphTensor
-from hardware.ops import Conv, Flatten, GlobalPool, Shape
+from hardware.ops import ChannelNorm, Conv, Flatten, GlobalPool, Shape
 from searchspace.fold import ConvWeights, conv_weights
-from searchspace.layers import ACTIVATION_MODULES, BranchedConv, deployed_conv, emit_square_conv, square_conv
+from searchspace.layers import (
+    ACTIVATION_MODULES,
+    BranchedConv,
+    ChannelLayerNorm,
+    deployed_conv,
+    emit_square_conv,
+    square_conv,
+)
 from searchspace.registry import BlockFamily, register
 from searchspace.spec import known_activation, not_negative, positive
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """The head; width 0 leaves the 1x1 convolution before the mean out."""
+    """The head; width 0 leaves the 1x1 convolution before the mean out, norm puts a layer norm behind the mean."""
 
     classes: int
     width: int = 0
     activation: str = "relu"
+    norm: bool = False
 
     def __post_init__(self) -> None:
         positive(classes=self.classes)
@@ -38,24 +46,30 @@ class ClassifierBlock(nn.Module):
         super().__init__()
         self.mix = BranchedConv(square_conv(in_shape[0], spec.width, 1)) if spec.width else None
         self.activation = ACTIVATION_MODULES[spec.activation]()
-        self.linear = nn.Conv2d(spec.width or in_shape[0], spec.classes, 1)
+        channels = spec.width or in_shape[0]
+        self.norm = ChannelLayerNorm(channels) if spec.norm else None
+        self.linear = nn.Conv2d(channels, spec.classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.mix is not None:
             x = self.activation(self.mix(x))
-        logits: Tensor = self.linear(x.mean((2, 3), keepdim=True))
+        means = x.mean((2, 3), keepdim=True)
+        logits: Tensor = self.linear(means if self.norm is None else self.norm(means))
         return logits.flatten(1)
 
     def folded(self) -> dict[str, ConvWeights]:
         mixed = {} if self.mix is None else {"mix": self.mix.folded()}
-        return {**mixed, "linear": conv_weights(self.linear)}
+        linear = conv_weights(self.linear)
+        return {**mixed, "linear": linear if self.norm is None else self.norm.folded_into(linear)}
 
 
 def emit(graph: GraphBuilder, x: GraphTensor, spec: Classifier) -> GraphTensor:
-    """Convolution, mean, convolution, flatten."""
+    """Convolution, mean, norm, convolution, flatten."""
     if spec.width:
         x = emit_square_conv(graph, "mix", x, deployed_conv(spec.width, 1), spec.activation)
     x = graph.add("pool", GlobalPool(), x)
+    if spec.norm:
+        x = graph.add("norm", ChannelNorm(affine=False), x)
     x = graph.add("linear", Conv(spec.classes, (1, 1)), x)
     return graph.add("logits", Flatten(), x)
 
@@ -69,6 +83,7 @@ register(
         examples=(
             ((8, 3, 2), Classifier(10)),
             ((8, 2, 2), Classifier(2, width=16, activation="hardswish")),
+            ((8, 3, 2), Classifier(10, norm=True)),
         ),
     )
 )

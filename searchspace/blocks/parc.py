@@ -30,7 +30,7 @@ from searchspace.layers import (
     square_conv,
 )
 from searchspace.registry import BlockFamily, register
-from searchspace.spec import known_activation, odd, positive, train_gene
+from searchspace.spec import known_activation, odd, positive, probability, train_gene
 
 KERNEL = 3
 FUSIONS = ("concat", "add")
@@ -76,8 +76,7 @@ class Parc:
                 )
         if self.base is not None:
             positive(base=self.base)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be from 0 to below 1, got {self.dropout}")
+        probability(dropout=self.dropout)
 
 
 def block_specs(spec: Parc) -> tuple[ParcBlockSpec, ...]:

@@ -41,6 +41,10 @@ def randomise(module: nn.Module, seed: int) -> None:
             # An ordinary gain there too: else each norm of a deep block multiplies by 300, and rounding hides errors.
             part.weight.data[0] *= (1e-7 + part.eps) ** 0.5
             part.bias.data.copy_(torch.randn(size, generator=generator, dtype=torch.float64))
+    for parameter in module.parameters():
+        # What starts as ones or zeros, as the scale of a layer norm, hides whether it was folded.
+        if (parameter == parameter.flatten()[0]).all():
+            parameter.data += torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
 
 def train_form(family, shape, spec, dtype=torch.float64):

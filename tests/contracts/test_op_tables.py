@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from hardware import cost, kernels, onnx_model, ops
+from hardware import cost, kernels, ncnn_layers, onnx_model, ops
 from searchspace import deploy_module
 
 OPS = set(get_args(ops.Op))
@@ -20,6 +20,7 @@ OPS = set(get_args(ops.Op))
         cost.MACS,
         cost.WINDOW,
         kernels.DETAIL,
+        ncnn_layers.LAYERS,
         onnx_model.EMITTERS,
         deploy_module.TORCH_FORM,
     ],

@@ -6,6 +6,7 @@ from hardware.ops import (
     Activation,
     Add,
     AddConstant,
+    ChannelNorm,
     Concat,
     Conv,
     ConvTranspose,
@@ -88,7 +89,8 @@ def test_keys_tell_apart_the_ways_to_cut_and_rearrange():
     ops = [Slice(0, 0, 3), Slice(1, 0, 3), Slice(1, 3, 6), Reshape((6, 36)), Reshape((36, 6)), ConvTranspose(6)]
     constants = [AddConstant((6, 6, 1)), AddConstant((6, 1, 6)), AddConstant((6, 6, 6))]
     pairs = [Concat(0), Concat(1), MatMul(), MatMul(transpose_second=True)]
-    keys = [*map(key, ops + constants), *(key(op, 2) for op in pairs)]
+    norms = [ChannelNorm(), ChannelNorm(affine=False)]
+    keys = [*map(key, ops + constants + norms), *(key(op, 2) for op in pairs)]
     assert len(set(keys)) == len(keys)
     assert keys[0] == "slice(6x6x6 a0 0:3)"
     assert key(Concat(1), 3) == "concat(6x6x6,6x6x6,6x6x6 a1)"

@@ -31,7 +31,7 @@ def channel_norm(x, weights):
     for image, row, column in np.ndindex(x.shape[0], *x.shape[2:]):
         pixel = x[image, :, row, column]
         normed = (pixel - pixel.mean()) / np.sqrt(((pixel - pixel.mean()) ** 2).mean() + 1e-6)
-        result[image, :, row, column] = normed * weights["scale"] + weights["shift"]
+        result[image, :, row, column] = normed * weights.get("scale", 1) + weights.get("shift", 0)
     return result
 
 
@@ -67,6 +67,7 @@ CASES = [
     (AddConstant((3, 5, 7)), [(3, 5, 7)], lambda x, weights: x + weights["constant"]),
     (MulConstant((3, 1, 1)), [(3, 5, 5)], lambda x, weights: x * weights["constant"]),
     (ChannelNorm(), [(7, 3, 5)], channel_norm),
+    (ChannelNorm(affine=False), [(7, 3, 5)], channel_norm),
     (L2Normalize(), [(3, 5, 7)], l2_normalize),
     (ConvTranspose(5), [(3, 1, 7)], conv_transpose),
     (ConvTranspose(2, size=3), [(3, 5, 2)], conv_transpose),

@@ -51,3 +51,7 @@ def test_many_tensors_join_at_once():
 
 def test_a_channel_norm_learns_two_numbers_for_each_channel():
     assert weight_shapes(ChannelNorm(), ((3, 5, 7),)) == {"scale": (3,), "shift": (3,)}
+
+
+def test_a_channel_norm_whose_scale_was_folded_learns_nothing():
+    assert weight_shapes(ChannelNorm(affine=False), ((3, 5, 7),)) == {}

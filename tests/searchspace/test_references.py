@@ -13,7 +13,12 @@ from searchspace.spec import spec_from_dict, spec_to_dict
 
 # Parameters of the train form and multiply-adds, in millions. ParC-Net: the authors' code, counted layer by layer.
 # PPENet: the train form's 2173 and 4377 million less its branches, which tests/searchspace/blocks/test_rk.py sums.
+# MixMobileNet: the train form does 239.8, 475.8 and 1219.0 (tests/searchspace/blocks/test_mix.py compares with the
+# paper); the pool that its attention folds into a convolution saves 5 multiply-adds at each value that enters it.
 COUNTED = {
+    "mixmobilenet_s": (7.323, 1218),
+    "mixmobilenet_xs": (3.157, 475),
+    "mixmobilenet_xxs": (1.505, 239),
     "parcnet_s": (5.037, 1657),
     "parcnet_xs": (2.185, 944),
     "ppenet_l": (6.742, 2155),

@@ -100,4 +100,5 @@ def _load_own() -> None:
     import searchspace.blocks.inverted
     import searchspace.blocks.parc
     import searchspace.blocks.rdp
-    import searchspace.blocks.rep  # noqa: F401
+    import searchspace.blocks.rep
+    import searchspace.blocks.resnet  # noqa: F401

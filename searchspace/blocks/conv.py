@@ -1,6 +1,6 @@
 """Plain convolution: convolution, batch norm, activation and perhaps a max pool, as stems and VGG have them.
 
-Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", section 2.1, with the batch norm of today; He et al.,
+Source: Simonyan and Zisserman, "Very Deep Convolutional Networks", section 2.1, with a batch norm added; He et al.,
 "Deep Residual Learning", table 1, for the stem with a pool.
 """
 

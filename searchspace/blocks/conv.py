@@ -49,7 +49,7 @@ class PlainConv:
 
 
 def pool_padding(window: int) -> int:
-    """The padding with which an odd window is centred on every other pixel; an even one takes none."""
+    """The padding at which a pool with stride 2 halves an even map."""
     return (window - 1) // 2
 
 

@@ -164,6 +164,17 @@ def test_macs_of_rdpnet_by_strides_and_form(name, folded, other, trained):
     assert round(counter.get_total_flops() / 2e6, 2) == trained
 
 
+@pytest.mark.parametrize("window", [-1, 1])
+def test_a_pool_that_pools_nothing_is_refused(window):
+    with pytest.raises(ValueError, match="max_pool must"):
+        PlainConv(8, max_pool=window)
+
+
+@pytest.mark.parametrize("window", [2, 3, 4])
+def test_a_pool_halves_an_even_map(window):
+    assert block_graph((4, 12, 10), PlainConv(8, max_pool=window)).output_shape == (8, 6, 5)
+
+
 @pytest.mark.parametrize(
     ("spec", "last"),
     [

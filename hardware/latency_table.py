@@ -261,6 +261,11 @@ class MeasuredTable:
         return dict(self._rows)
 
     @property
+    def network_ratios(self) -> NetworkRatios | None:
+        """How whole networks compare with the sums of their kernels; None until some were measured."""
+        return self._network
+
+    @property
     def sha256(self) -> str:
         """Of the identity, the rows and the ratios of whole networks."""
         network = self._network.model_dump_json() if self._network else ""

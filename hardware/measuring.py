@@ -3,13 +3,25 @@
 For the machine at hand only, and only while nothing else keeps it busy.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hardware.kernels import Kernel
-from hardware.latency_table import KernelLatency, Latency, MeasuredTable, Tier, UnmeasuredKernel
-from hardware.onnx_model import kernel_model
+from hardware.graph import DeployModel
+from hardware.kernels import FusionRule, Kernel, fuse
+from hardware.latency_table import (
+    KernelLatency,
+    Latency,
+    MeasuredTable,
+    NetworkRatios,
+    Tier,
+    UnmeasuredKernel,
+)
+from hardware.onnx_model import kernel_model, to_onnx
 from hardware.ops import Activation
-from hardware.runners.onnxruntime import Timing, time_model
+from hardware.runners.onnxruntime import Protocol, Timing, time_model
+
+KERNEL_PROTOCOL = Protocol(warmup_s=0.004, min_runs=15, min_s=0.012)
+NETWORK_PROTOCOL = Protocol(warmup_s=0.03, min_runs=25, min_s=0.15)
 
 # What a kernel takes beyond the cost of starting any model at all is never taken to be less.
 SHORTEST_MS = 1e-4
@@ -47,6 +59,21 @@ class MeasuringModel:
     def network(self, total_ms: float, worst_kernel_tier: Tier) -> Latency:
         return self.known.network(total_ms, worst_kernel_tier)
 
+    def compare_with_networks(self, models: Iterable[DeployModel], rules: tuple[FusionRule, ...]) -> NetworkRatios:
+        """Times whole networks and notes how they compare with the sums of their kernels: the table's own error.
+
+        The sums come out larger as a rule: a kernel that runs alone has its input brought into the runtime's layout and
+        its result out of it again, which happens once in a network.
+        """
+        ratios = []
+        for model in models:
+            predicted_ms = sum(self.kernel(kernel).value_ms for kernel in fuse(model.graph, rules))
+            whole = time_model(to_onnx(model, batch=1), threads=self.threads, protocol=NETWORK_PROTOCOL)
+            ratios.append(whole.median_ms / predicted_ms)
+        found = NetworkRatios(networks=len(ratios), low_ratio=min(ratios), high_ratio=max(ratios))
+        self.known.add_network_ratios(found)
+        return found
+
     def _start(self) -> float:
         if self._start_ms is None:
             smallest = Kernel((Activation("relu"),), ((1, 1, 1),), (1, 1, 1))
@@ -54,4 +81,4 @@ class MeasuringModel:
         return self._start_ms
 
     def _time(self, kernel: Kernel) -> Timing:
-        return time_model(kernel_model(kernel), threads=self.threads)
+        return time_model(kernel_model(kernel), threads=self.threads, protocol=KERNEL_PROTOCOL)

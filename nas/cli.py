@@ -26,6 +26,13 @@ class _Parser(argparse.ArgumentParser):
             self.error(f"unknown flag {flags[0]}; {hint}known: {', '.join(sorted(known))}")
         return found, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(action.choices)
+            near = get_close_matches(str(value), known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            self.error(f"unknown command {value!r}; {hint}known: {', '.join(known)}")
+
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_INPUT, f"{self.prog}: {' '.join(message.split())}\n")
 
@@ -43,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except KeyboardInterrupt:
-        print("interrupted; a study goes on with `nas resume STUDY`", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         return DONE
@@ -102,12 +109,12 @@ def _build_parser() -> _Parser:
     _add_common(show)
 
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
-    predict.add_argument("spec", help="a spec file or STUDY:TRIAL")
+    predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
     _add_common(predict)
 
     measure = add("measure", _measure, "measured latency on this machine: median, spread, runs")
-    measure.add_argument("spec", help="a spec file, STUDY:TRIAL or MODEL.onnx")
+    measure.add_argument("spec", help="a spec file, STUDY:TRIAL, a published network or MODEL.onnx")
     _add_target(measure)
     _add_common(measure)
 

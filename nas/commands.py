@@ -1,6 +1,7 @@
 """What each command does once its words are understood: one call into the library, then a table or JSON."""
 
 import json
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from hardware.cost import cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
 from hardware.latency_table import worst_tier
-from hardware.strict_yaml import ConfigError, load_yaml
+from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
-from nas.cli import BROKEN_CERTIFICATE, DONE
+from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem, measuring_target
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file, write_study_file
 from searchspace.network import build_network, deploy, deploy_graph
+from searchspace.references import reference, reference_names
 from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
 
 
@@ -110,8 +112,14 @@ def _run(problem: Problem, folder: Path, view: View) -> int:
     from nas.driver import run_study
     from nas.report import worth
 
-    with observer(view.quiet) as watching:
-        outcome = run_study(problem, folder, watching)
+    # A service manager's stop is Ctrl-C by another name.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with observer(view.quiet) as watching:
+            outcome = run_study(problem, folder, watching)
+    except KeyboardInterrupt:
+        print(f"interrupted; `nas resume {folder.name}` goes on with it", file=sys.stderr)
+        return INTERRUPTED
     if view.json:
         print(json.dumps(outcome.document, indent=2, allow_nan=False))
     else:
@@ -202,7 +210,7 @@ def show(name: str, trial: int | None, view: View) -> int:
 
 
 def read_any_spec(text: str, view: View) -> ArchSpec:
-    """The network that a spec file or STUDY:TRIAL names.
+    """The network that a spec file, STUDY:TRIAL or the name of a published network names.
 
     Raises:
         SpecError: there is none.
@@ -215,7 +223,10 @@ def read_any_spec(text: str, view: View) -> ArchSpec:
         return read_spec(path)
     if Path(text).is_file():
         return read_spec(Path(text))
-    raise SpecError(f"spec: {text!r} is neither a spec file nor STUDY:TRIAL; `nas show STUDY` lists trials")
+    if text in reference_names():
+        return reference(text)
+    hint = nearest(text, list(reference_names()))
+    raise SpecError(f"spec: {text!r} is no spec file, no STUDY:TRIAL and no published network; {hint}")
 
 
 def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
@@ -327,17 +338,24 @@ def targets(name: str | None, view: View) -> int:
     if view.json:
         print(json.dumps({"targets": rows}, indent=2, allow_nan=False))
         return DONE
-    columns = ("name", "device", "runtime", "threads", "tier", "networks", "error_percent", "checked_ms")
-    print_table("targets", columns, ([str(row[column]) for column in columns] for row in rows))
+    columns = ("name", "runtime", "threads", "tier", "error", "checked ms")
+    print_table("targets", columns, (_target_cells(row) for row in rows))
     if name is not None:
         about = load_target(name).about
-        for title, text in (("about", about.description), ("protocol", about.protocol)):
+        for title, text in (("device", about.device), ("about", about.description), ("protocol", about.protocol)):
             print(f"{title:9} {text}")
         print(f"source    {about.provenance.source}, {about.provenance.date}, {about.provenance.licence}")
         print(f"method    {about.provenance.method}")
         if about.outside_range is not None:
             print(f"beyond    {about.outside_range.reason}")
     return DONE
+
+
+def _target_cells(row: Mapping[str, Any]) -> list[str]:
+    known = [row["name"], row["runtime"], str(row["threads"]), row["tier"]]
+    if row["leave_one_out_mape_percent"] is None:
+        return [*known, "-", "-"]
+    return [*known, f"{row['leave_one_out_mape_percent']:.1f} %", f"{row['fastest_ms']:g}-{row['slowest_ms']:g}"]
 
 
 def _target_rows(name: str) -> list[dict[str, Any]]:
@@ -353,9 +371,10 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
                 "runtime": f"{target.runtime} {target.runtime_version}",
                 "threads": threads,
                 "tier": target.tier.value,
-                "networks": errors.networks if errors else "-",
-                "error_percent": errors.mape_percent if errors else "-",
-                "checked_ms": f"{errors.fastest_ms:g}-{errors.slowest_ms:g}" if errors else "-",
+                "networks": errors.networks if errors else None,
+                "leave_one_out_mape_percent": errors.mape_percent if errors else None,
+                "fastest_ms": errors.fastest_ms if errors else None,
+                "slowest_ms": errors.slowest_ms if errors else None,
                 "table": target.latency_model.table,
             }
         )

@@ -97,7 +97,8 @@ def observer(quiet: bool) -> Observer:
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     """A table on stdout, as wide as it needs to be where stdout is no terminal."""
-    table = Table(title=title, title_justify="left")
+    # Light enough for a terminal of 80 columns.
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -110,7 +111,7 @@ def print_front(document: Mapping[str, Any]) -> None:
     """The front as a table: accuracy, latency with its interval and tier, params, MACs."""
     print_table(
         f"{document['study']}: {document['target']} within {document['budget_ms']:g} ms on {document['data']}",
-        ("trial", "accuracy", "latency ms", "expected ms", "tier", "params", "MACs M", "input", "kept"),
+        ("trial", "accuracy", "ms", "expected", "tier", "params", "MMACs", "kept"),
         (
             (
                 str(each["trial"]),
@@ -120,8 +121,7 @@ def print_front(document: Mapping[str, Any]) -> None:
                 each["latency_ms"]["tier"],
                 f"{each['params']:,}",
                 f"{each['macs'] / 1e6:.2f}",
-                f"{each['spec']['input_shape'][1]} px",
-                {True: "yes", False: "NO", None: "not measured"}[each["certificate"]["kept"]],
+                {True: "yes", False: "NO", None: "unknown"}[each["certificate"]["kept"]],
             )
             for each in document["members"]
         ),

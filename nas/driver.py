@@ -18,12 +18,13 @@ from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
 from nas.executors.processes import ProcessExecutor
 from nas.finalists import FinalistPlan, finalist_job
+from nas.host import check_table
 from nas.members import front_document, front_of, member, write_front
-from nas.pareto import spread_choice
 from nas.problem import Problem, dataset, resolve
 from nas.report import write_report
 from nas.results import Key
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
+from nas.shortlist import Finalist, shortlist
 from nas.storage import driver_lock
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
 
@@ -62,11 +63,14 @@ def begin(settings: StudySettings, folder: Path) -> Problem:
 
     Raises:
         ConfigError: the folder holds a study with other settings, or something the study rests on has changed.
+        InfeasibleBudget: no member of the space keeps the budget.
     """
     problem = resolve(settings)
     if (folder / STUDY_FILE).exists():
         check_same(read_study_file(folder), problem)
         return problem
+    check_table(problem)
+    check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     write_study_file(folder, study_record(problem))
     return problem
@@ -122,7 +126,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             members, failures = _train_finalists(problem, folder, executor, search, outcome, observer)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
-            finished = [_certified(problem, folder, candidate, trained) for candidate, trained in members]
+            finished = [_certified(problem, folder, finalist, trained) for finalist, trained in members]
         document = front_document(read_study_file(folder), front_of(finished))
         write_front(folder, document)
         write_report(folder, document, outcome, finished, seconds)
@@ -144,7 +148,7 @@ def _executor(settings: StudySettings) -> Executor:
     return ProcessExecutor(settings.workers)
 
 
-Trained = list[tuple[Evaluated, dict[str, Any]]]
+Trained = list[tuple[Finalist, dict[str, Any]]]
 
 
 def _train_finalists(
@@ -155,12 +159,10 @@ def _train_finalists(
     outcome: SearchOutcome,
     observer: Observer,
 ) -> tuple[Trained, list[str]]:
-    scored = [candidate for candidate in outcome.evaluated if candidate.score is not None]
-    points = [(candidate.score or 0.0, candidate.cost.latency.value_ms) for candidate in scored]
-    finalists = [scored[index] for index in spread_choice(points, problem.settings.finalists)]
-    keys = {candidate.number: Key(candidate.deploy_id, fidelity(problem.settings)) for candidate in finalists}
+    finalists = shortlist(outcome.evaluated, problem.settings.finalists, problem.settings.score)
+    keys = {each.candidate.number: Key(each.candidate.arch_id, fidelity(problem.settings)) for each in finalists}
     out: dict[int, Evaluated] = {}
-    for candidate in finalists:
+    for candidate in (each.candidate for each in finalists):
         known = search.results.get(keys[candidate.number])
         if known is None or not (folder / "models" / str(candidate.number) / "model.onnx").exists():
             plan = _plan(problem, folder, candidate)
@@ -173,14 +175,15 @@ def _train_finalists(
         observer.training(total - len(out), total)
     members: Trained = []
     failures = []
-    for candidate in finalists:
+    for each in finalists:
+        candidate = each.candidate
         found = search.results.get(keys[candidate.number])
         if isinstance(found, Failure):
             failures.append(f"finalist {candidate.number}: {found.reason}")
             logger.warning("finalist %s failed: %s", candidate.number, found.reason)
         else:
             assert found is not None
-            members.append((candidate, dict(found)))
+            members.append((each, dict(found)))
     return members, failures
 
 
@@ -203,7 +206,8 @@ def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
     )
 
 
-def _certified(problem: Problem, folder: Path, candidate: Evaluated, trained: dict[str, Any]) -> dict[str, Any]:
+def _certified(problem: Problem, folder: Path, finalist: Finalist, trained: dict[str, Any]) -> dict[str, Any]:
+    candidate = finalist.candidate
     measured = None
     if problem.measures_on_the_spot:
         path = folder / "models" / str(candidate.number) / "model.onnx"
@@ -216,4 +220,4 @@ def _certified(problem: Problem, folder: Path, candidate: Evaluated, trained: di
             Tier.measured,
             candidate.cost.latency.table,
         )
-    return member(candidate, trained, measured, problem.settings.budget_ms, problem.settings.epochs, folder)
+    return member(finalist, trained, measured, problem.settings.budget_ms, problem.settings.epochs, folder)

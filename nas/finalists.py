@@ -25,7 +25,7 @@ from nas.problem import DataKey, dataset
 from searchspace.deploy_module import DeployModule
 from searchspace.layouts import with_random_layouts
 from searchspace.network import Network, build_network, deploy
-from searchspace.spec import ArchSpec, deploy_id, spec_id, write_spec
+from searchspace.spec import ArchSpec, deploy_form, deploy_id, spec_id, write_spec
 
 # Images of the validation split on which trained, folded and exported forms are compared.
 PARITY_IMAGES = 256
@@ -93,6 +93,8 @@ def choose_layouts(plan: FinalistPlan, splits: Splits) -> tuple[ArchSpec, list[d
     Source: PBConv (seed 001), section 4.3. A layout that fails to train is passed over; without any, or with `layouts`
     0, the network trains without PBConv branches.
     """
+    if plan.spec != deploy_form(plan.spec):
+        return plan.spec, []  # the space has chosen them
     rng = random.Random(f"{plan.seed}/{deploy_id(plan.spec)}")
     best, best_dispersion = plan.spec, float("-inf")
     tried: list[dict[str, Any]] = []

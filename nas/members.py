@@ -12,7 +12,7 @@ from hardware.strict_yaml import ConfigError
 from nas.finalists import PARITY_BOUND, file_hashes
 from nas.pareto import front
 from nas.settings import StudyFile
-from nas.study import Evaluated
+from nas.shortlist import Finalist, known
 from searchspace.spec import read_spec, spec_to_dict
 
 FRONT_JSON = "front.json"
@@ -47,7 +47,7 @@ def certificate(latency: Latency, measured: Latency | None, budget_ms: float, pa
 
 
 def member(
-    candidate: Evaluated,
+    finalist: Finalist,
     trained: Mapping[str, Any],
     measured: Latency | None,
     budget_ms: float,
@@ -55,9 +55,9 @@ def member(
     folder: Path,
 ) -> dict[str, Any]:
     """One member as front.json holds it; `folder` is the study's."""
+    candidate = finalist.candidate
     latency = measured or candidate.cost.latency
     models = folder / "models" / str(candidate.number)
-    found = candidate.outcome if isinstance(candidate.outcome, Mapping) else {}
     return {
         "trial": candidate.number,
         "spec_id": trained["spec_id"],
@@ -67,7 +67,7 @@ def member(
         "peak_memory_bytes": candidate.cost.peak_memory_bytes,
         "latency_ms": latency_json(latency),
         "predicted_latency_ms": latency_json(candidate.cost.latency),
-        "proxy": {"score": candidate.score, **found},
+        "proxy": {"score": candidate.score, **known(candidate), "on_front_of": list(finalist.on_front_of)},
         "accuracy": {
             "value": trained["accuracy"],
             "epochs": epochs,

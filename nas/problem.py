@@ -11,7 +11,7 @@ from hardware.measuring import MeasuringModel
 from hardware.strict_yaml import ConfigError, nearest
 from hardware.targets import Target, load_target
 from nas.settings import StudySettings
-from searchspace.spaces import Space, Task, space_named
+from searchspace.spaces import Space, Task, narrowed, space_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def dataset(key: DataKey) -> Dataset:
     return open_dataset(key.name, seed=key.seed, limit=key.limit)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What a search works on."""
 
@@ -55,15 +55,17 @@ def resolve(settings: StudySettings) -> Problem:
     """
     if settings.score not in SCORES:
         raise ConfigError(f"score: unknown score {settings.score!r}; {nearest(settings.score, list(SCORES))}")
-    space = space_named(settings.space)
     target = measuring_target(settings.target, threads=settings.threads, runtime=settings.runtime)
     data = DataKey(settings.data, settings.seed, settings.data_limit)
     opened = dataset(data)
+    task = Task(opened.channels, opened.num_classes)
+    allowed = {name: values if isinstance(values, list) else [values] for name, values in settings.genes.items()}
+    space = narrowed(space_named(settings.space), allowed, task)
     return Problem(
         settings,
         target,
         space,
-        Task(opened.channels, opened.num_classes),
+        task,
         data,
         SCORES[settings.score],
         StaticCosts(target),

@@ -8,7 +8,7 @@ from evaluators.static import StaticCost
 from nas.problem import Problem
 from nas.sampling import Sampling, choice_of, set_constraint
 from searchspace.spaces import member
-from searchspace.spec import ArchSpec, deploy_id
+from searchspace.spec import ArchSpec, spec_id
 
 # So many proposals in a row without a new feasible one end the search: the space is as good as exhausted.
 PATIENCE = 20_000
@@ -24,7 +24,7 @@ class Proposal:
 
     trial: Trial
     spec: ArchSpec
-    deploy_id: str
+    arch_id: str
     cost: StaticCost
 
 
@@ -55,7 +55,8 @@ class Proposer:
                 self.rejected += 1
                 self.sampling.tell_rejected(trial, cost.latency.value_ms)
                 continue
-            name = deploy_id(spec)
+            # Equal to the deploy architecture's own id unless the space chooses train genes as well.
+            name = spec_id(spec)
             if name in self._seen:
                 self.duplicates += 1
                 self.sampling.tell_skipped(trial)

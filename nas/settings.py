@@ -27,6 +27,9 @@ def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
 
 LatencyText = Annotated[str, _with_unit(latency_ms)]
 DurationText = Annotated[str, _with_unit(duration_s)]
+Gene = str | int | float | bool
+# One value fixes a gene, several restrict it.
+GeneValues = Gene | list[Gene]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -34,7 +37,8 @@ class StudySettings(BaseModel):
     """What to search for, on what, and how long; every field can stand in a study file and on the command line.
 
     `trials` counts evaluated candidates, not proposals that the budget rejects. `layouts` is how many PBConv layouts a
-    finalist tries before it trains (seed 001 uses 10). `data_limit` is the largest number of training images.
+    finalist tries before it trains (seed 001 uses 10). `data_limit` is the largest number of training images. `genes`
+    narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,12 +49,13 @@ class StudySettings(BaseModel):
     data: str = "digits"
     data_limit: Positive | None = None
     space: str = "edge-small"
+    genes: dict[str, GeneValues] = {}
     sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
     score: str = "dispersion"
     trials: Positive = 48
     time: DurationText | None = None
     iterations: Positive = 20
-    finalists: Positive = 4
+    finalists: Positive = 6
     layouts: Annotated[int, Field(ge=0)] = 3
     epochs: Positive = 12
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

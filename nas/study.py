@@ -9,8 +9,9 @@ per trial, and then simply goes on; nothing of the sampler's state needs to be k
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from nas.results import Key, ResultStore
 from nas.sampling import Sampling
 from nas.storage import open_study
 from searchspace.cheapest import cheapest_member
+from searchspace.choosers import Gene
 from searchspace.spec import ArchSpec, spec_id
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ class Evaluated:
 
     number: int
     spec: ArchSpec
-    deploy_id: str
+    arch_id: str
     cost: StaticCost
     outcome: Outcome
     score: float | None
@@ -84,7 +86,8 @@ class SearchOutcome:
     ended: str
 
 
-def check_budget(problem: Problem) -> dict[str, object]:
+@lru_cache(maxsize=1)
+def check_budget(problem: Problem) -> dict[str, Gene]:
     """Genes of the fastest member, after making sure before any trial that it keeps the budget.
 
     Exact where the target's table answers for every kernel. Where kernels are measured on the spot the member with the
@@ -103,7 +106,7 @@ def check_budget(problem: Problem) -> dict[str, object]:
     cost = problem.costs(fastest.spec)
     if cost.latency.high_ms > problem.settings.budget_ms:
         raise InfeasibleBudget(problem, fastest.spec, cost, exact)
-    return dict(fastest.genes)
+    return fastest.genes
 
 
 @dataclass
@@ -131,7 +134,7 @@ class Search:
     def results(self) -> ResultStore:
         return self._results
 
-    def run(self, fastest: dict[str, object], on_progress: Callable[[Progress], None]) -> SearchOutcome:
+    def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.
 
         `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial.
@@ -141,7 +144,7 @@ class Search:
         """
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
-        self._sampling.enqueue(fastest)  # type: ignore[arg-type]
+        self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:
             while asked < settings.trials and self._may_ask():
@@ -168,7 +171,7 @@ class Search:
 
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)
-        found = self._results.get(Key(proposal.deploy_id, EARLY))
+        found = self._results.get(Key(proposal.arch_id, EARLY))
         if found is not None:
             pending.outcome = found
         self._window.append(pending)
@@ -183,7 +186,7 @@ class Search:
             if pending.outcome is None and id(pending) not in out:
                 proposal = pending.proposal
                 arguments = (proposal.spec, self._problem.data, early, settings.seed)
-                handle = self._executor.submit(Job(f"candidate {proposal.deploy_id}", early_job, arguments))
+                handle = self._executor.submit(Job(f"candidate {proposal.arch_id}", early_job, arguments))
                 self._out[handle] = pending
 
     def _wait_for_oldest(self) -> None:
@@ -192,20 +195,20 @@ class Search:
             finished = self._executor.wait()
             pending = self._out.pop(finished.handle)
             pending.outcome = finished.result
-            self._results.add(Key(pending.proposal.deploy_id, EARLY), finished.result)
+            self._results.add(Key(pending.proposal.arch_id, EARLY), finished.result)
 
     def _tell(self, pending: _Pending) -> None:
         proposal, outcome = pending.proposal, pending.outcome
         assert outcome is not None
         trial, cost = proposal.trial, proposal.cost
         known = {"macs": float(cost.macs), "params": float(cost.params)}
-        trial.set_user_attr("arch", proposal.deploy_id)
+        trial.set_user_attr("arch", proposal.arch_id)
         trial.set_user_attr("latency_tier", cost.latency.tier.value)
         trial.set_user_attr("latency_high_ms", cost.latency.high_ms)
         score = None
         if isinstance(outcome, Failure):
             trial.set_user_attr("failure", outcome.reason)
-            logger.warning("candidate %s failed: %s", proposal.deploy_id, outcome.reason)
+            logger.warning("candidate %s failed: %s", proposal.arch_id, outcome.reason)
             self._sampling.tell_skipped(trial)
         else:
             known |= outcome
@@ -214,7 +217,7 @@ class Search:
                 trial.set_user_attr(name, value)
             self._sampling.tell_scored(trial, score, cost.latency.value_ms)
         number = self._keep(self._sampling.frozen(trial))
-        self._evaluated.append(Evaluated(number, proposal.spec, proposal.deploy_id, cost, outcome, score))
+        self._evaluated.append(Evaluated(number, proposal.spec, proposal.arch_id, cost, outcome, score))
 
     def _keep(self, trial: optuna.trial.FrozenTrial) -> int:
         number = len(self._evaluated)

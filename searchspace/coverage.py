@@ -193,6 +193,22 @@ def place(sequence: Sequence[KernelType], kernel: int) -> Layout:
     return Layout(kernel, tuple(sorted(rectangles)))
 
 
+def cut_sequence(steps: Sequence[KernelType], kernel: int) -> tuple[KernelType, ...]:
+    """The steps up to the one that completes the coverage: a sequence for `place` whatever the steps are.
+
+    Every step covers at least one position, so K^2 of them always suffice; fewer may not.
+
+    Raises:
+        ValueError: the steps end before the kernel is covered.
+    """
+    uncovered = _all_cells(kernel)
+    for count, step in enumerate(steps, start=1):
+        uncovered &= ~_best_placement(step, kernel, uncovered).cells
+        if not uncovered:
+            return tuple(steps[:count])
+    raise ValueError(f"{kernel * kernel} steps always cover a {_size(kernel)} kernel, got {len(steps)} that do not")
+
+
 def generate_sequence(kernel: int, rng: random.Random, max_branches: int | None = None) -> tuple[KernelType, ...]:
     """A random sequence for `place`, of 1, 2 or 3 types with equal probability.
 

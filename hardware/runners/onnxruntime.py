@@ -16,9 +16,9 @@ from hardware.graph import FloatArray
 class Protocol:
     """How long a model is run before and while it is timed; whichever of runs and seconds lasts longer."""
 
-    warmup_s: float = 0.01
-    min_runs: int = 15
-    min_s: float = 0.03
+    warmup_s: float
+    min_runs: int
+    min_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,8 @@ def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:
     return output
 
 
-def time_model(model: onnx.ModelProto | Path, *, threads: int = 1, protocol: Protocol | None = None) -> Timing:
+def time_model(model: onnx.ModelProto | Path, *, threads: int, protocol: Protocol) -> Timing:
     """What one run at batch 1 takes, wall time, inputs filled with noise that is always the same."""
-    protocol = protocol or Protocol()
     session = open_session(model, threads)
     rng = np.random.default_rng(0)
     feed = {

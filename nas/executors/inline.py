@@ -22,7 +22,7 @@ class InlineExecutor:
         handle, job = self._jobs.popleft()
         try:
             return Finished(handle, job.function(*job.arguments))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Finished(handle, failure_from(error))
 
     def close(self) -> None:

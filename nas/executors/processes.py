@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -53,7 +54,7 @@ class ProcessExecutor:
                 self._waiting.extendleft(reversed(lost))
                 self._dispatch()
                 continue
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 result = failure_from(error)
             del self._running[future]
             return self._finished(handle, result)
@@ -98,7 +99,16 @@ class ProcessExecutor:
 def _prepare_worker() -> None:
     # Ctrl-C reaches the whole group; the driver alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_driver, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
     torch.set_num_threads(1)
+
+
+def _end_with_driver() -> None:
+    # A pool's worker waits for work for ever, even when the driver was killed and none can come.
+    driver = multiprocessing.parent_process()
+    assert driver is not None
+    driver.join()
+    os._exit(1)

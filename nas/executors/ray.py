@@ -1,6 +1,7 @@
 """Evaluates as Ray tasks: on this machine, or on a cluster that is already there."""
 
 import os
+import socket
 from typing import Any
 
 from evaluators.evaluator import failure_from
@@ -8,6 +9,7 @@ from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Finished, Job
 
 OBJECT_STORE_BYTES = 200 * 2**20
+ANSWER_WITHIN_S = 5.0
 
 
 class RayExecutor:
@@ -19,6 +21,8 @@ class RayExecutor:
         Raises:
             ConfigError: no cluster answers there.
         """
+        if address not in (None, "auto"):
+            _check_answers(address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray
@@ -43,6 +47,8 @@ class RayExecutor:
         handle = self._handles.pop(reference)
         try:
             return Finished(handle, self._ray.get(reference))
+        except self._ray.exceptions.RayTaskError as error:
+            return Finished(handle, failure_from(error.cause))
         except self._ray.exceptions.RayError as error:
             return Finished(handle, failure_from(error))
 
@@ -51,8 +57,23 @@ class RayExecutor:
         self._ray.shutdown()
 
 
+def _check_answers(address: str) -> None:
+    # Ray itself would go on trying for more than eight minutes.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ray-address: no Ray cluster answers at {address!r} ({error}); give HOST:PORT, ray://HOST:PORT or auto"
+        ) from error
+
+
 def _run_single_threaded(function: Any, arguments: tuple[Any, ...]) -> Any:
     import torch
 
     torch.set_num_threads(1)
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        # Caught here, since Ray would run a task again that exits, and puts paths and colours into its messages.
+        return failure_from(error)

@@ -178,5 +178,6 @@ register(
             ((6, 5, 6), Parc(6, 8, kernel=3, position_embedding=False)),
             ((4, 3, 4), Parc(6, 4, depth=1, kernel=7, position_embedding=False, channel_attention=False)),
         ),
+        layout_kernels=lambda spec: {"layout": KERNEL},
     )
 )

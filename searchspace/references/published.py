@@ -1,9 +1,9 @@
 """Published networks by name."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from searchspace.spec import ArchSpec, read_spec
+from hardware.strict_yaml import nearest
+from searchspace.spec import ArchSpec, SpecError, read_spec
 
 FOLDER = Path(__file__).parent
 
@@ -17,11 +17,9 @@ def reference(name: str) -> ArchSpec:
     """The published network called `name`, with the classes and the resolution that it was published with.
 
     Raises:
-        ValueError: there is none; the message lists the known ones.
+        SpecError: there is none; the message lists the known ones.
     """
     known = reference_names()
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown reference {name!r}, known: {', '.join(known)}{hint}")
+        raise SpecError(f"unknown reference {name!r}; {nearest(name, list(known))}")
     return read_spec(FOLDER / f"{name}.yaml")

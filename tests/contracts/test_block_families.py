@@ -1,5 +1,8 @@
 """What every registered block family promises, checked on its own examples: registering one is testing it."""
 
+import random
+from dataclasses import fields, replace
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -11,7 +14,8 @@ from hardware.cost import cost
 from hardware.graph import with_weights
 from hardware.kernels import fuse
 from hardware.onnx_model import to_onnx
-from hardware.ops import Activation, Add, Mul
+from hardware.ops import Activation, Add, Conv, Mul
+from searchspace.coverage import generate_layout
 from searchspace.deploy_module import DeployModule
 from searchspace.network import block_graph
 from searchspace.registry import families
@@ -100,11 +104,30 @@ def test_spec_survives_a_file(family, shape, spec):
 
 @pytest.mark.parametrize(("family", "shape", "spec"), EXAMPLES)
 def test_train_genes_leave_the_deploy_graph_alone(family, shape, spec):
-    from dataclasses import fields
-
     plain = deploy_form(ArchSpec(shape, spec, (), spec)).stem
     assert all(getattr(plain, gene.name) == gene.default for gene in fields(plain) if is_train_gene(gene))
     assert block_graph(shape, plain).fingerprint() == block_graph(shape, spec).fingerprint()
+
+
+@pytest.mark.parametrize(("family", "shape", "spec"), EXAMPLES)
+def test_every_layout_field_is_announced_with_the_kernel_it_fits(family, shape, spec):
+    announced = family.layout_kernels(spec)
+    layouts = {gene.name: getattr(spec, gene.name) for gene in fields(spec) if "layout" in gene.name.lower()}
+    assert announced.keys() <= layouts.keys()
+    assert all(announced[name] == layout.kernel for name, layout in layouts.items() if layout is not None)
+    # What is not announced cannot take one: there is no kernel larger than 1x1 for it.
+    largest = max(
+        (max(node.op.kernel) for node in block_graph(shape, spec).nodes if isinstance(node.op, Conv)), default=1
+    )
+    if largest == 1:
+        assert not announced
+    elif layouts:
+        rng = random.Random(0)
+        chosen = {name: generate_layout(size, rng, 6) for name, size in announced.items()}
+        assert chosen
+        branched, plain = (family.train(shape, replace(spec, **genes)) for genes in (chosen, dict.fromkeys(chosen)))
+        sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in (branched, plain)]
+        assert sizes[0] > sizes[1]
 
 
 @pytest.mark.parametrize(("family", "shape", "spec"), EXAMPLES)

@@ -45,17 +45,20 @@ class ConvBranch(nn.Module):
     """One branch of a `BranchedConv`: a small convolution over a rectangle inside the kernel, then batch norm.
 
     Its window must stay a part of the host's window, which sets the padding on each side; a negative one crops.
+    `norm` is the host's, whose epsilon and momentum the branch takes; without one the branch has a bias where the host
+    has. It lives on the device and in the precision of the host.
     Source: PBConv, section 4.2 ("new padding values might be negative, which means cropping").
     """
 
-    def __init__(self, host: nn.Conv2d, rectangle: Rectangle, norm: bool) -> None:
+    def __init__(self, host: nn.Conv2d, rectangle: Rectangle, norm: nn.BatchNorm2d | None) -> None:
         super().__init__()
         self.rectangle = rectangle
-        (height, width), (pad_y, pad_x), (dil_y, dil_x) = _pairs(host)
-        top = pad_y - rectangle.row * dil_y
-        bottom = pad_y - (height - rectangle.row - rectangle.height) * dil_y
-        left = pad_x - rectangle.column * dil_x
-        right = pad_x - (width - rectangle.column - rectangle.width) * dil_x
+        (height, width), (dil_y, dil_x) = _pair(host.kernel_size), _pair(host.dilation)
+        left, right, top, bottom = zero_padding(host)
+        left -= rectangle.column * dil_x
+        right -= (width - rectangle.column - rectangle.width) * dil_x
+        top -= rectangle.row * dil_y
+        bottom -= (height - rectangle.row - rectangle.height) * dil_y
         symmetric = top == bottom >= 0 and left == right >= 0
         self.pad = None if symmetric else (left, right, top, bottom)
         self.conv = nn.Conv2d(
@@ -66,9 +69,15 @@ class ConvBranch(nn.Module):
             padding=(top, left) if symmetric else 0,
             dilation=host.dilation,  # type: ignore[arg-type]
             groups=host.groups,
-            bias=not norm,
+            bias=norm is None and host.bias is not None,
+            device=host.weight.device,
+            dtype=host.weight.dtype,
         )
-        self.norm = nn.BatchNorm2d(host.out_channels) if norm else None
+        self.norm = None
+        if norm is not None:
+            self.norm = nn.BatchNorm2d(
+                host.out_channels, norm.eps, norm.momentum, device=host.weight.device, dtype=host.weight.dtype
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.pad is not None:
@@ -88,12 +97,17 @@ class BranchedConv(nn.Module):
     The sum of a KxK convolution, of one small convolution per rectangle and, where asked, of the identity, each with
     its own batch norm (or none, as in networks for restoration). `folded` is the single KxK convolution that computes
     the same in eval mode. A rectangle at the centre of size 1x1 is RepVGG's 1x1 branch; a layout's rectangles are
-    PBConv's.
+    PBConv's. `norm` is True for a fresh batch norm behind the convolution, False for none, or the one to use there.
     """
 
     def __init__(
-        self, conv: nn.Conv2d, *, rectangles: Sequence[Rectangle] = (), identity: bool = False, norm: bool = True
-    ):
+        self,
+        conv: nn.Conv2d,
+        *,
+        rectangles: Sequence[Rectangle] = (),
+        identity: bool = False,
+        norm: nn.BatchNorm2d | bool = True,
+    ) -> None:
         super().__init__()
         if identity and (conv.in_channels != conv.out_channels or set(conv.stride) != {1}):
             raise ValueError(
@@ -101,8 +115,11 @@ class BranchedConv(nn.Module):
                 f"{conv.in_channels} -> {conv.out_channels} with stride {conv.stride}"
             )
         self.conv = conv
-        self.norm = nn.BatchNorm2d(conv.out_channels) if norm else None
-        self.branches = nn.ModuleList(ConvBranch(conv, rectangle, norm) for rectangle in rectangles)
+        if isinstance(norm, bool):
+            self.norm = nn.BatchNorm2d(conv.out_channels) if norm else None
+        else:
+            self.norm = norm
+        self.branches = nn.ModuleList(ConvBranch(conv, rectangle, self.norm) for rectangle in rectangles)
         self.identity_norm = nn.BatchNorm2d(conv.in_channels) if identity else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,8 +132,7 @@ class BranchedConv(nn.Module):
 
     def folded(self) -> ConvWeights:
         """The single convolution that computes the same as all branches do in eval mode."""
-        kernel, _, _ = _pairs(self.conv)
-        weights = conv_weights(self.conv)
+        kernel, weights = _pair(self.conv.kernel_size), conv_weights(self.conv)
         parts = [weights if self.norm is None else fold_batchnorm(weights, self.norm)]
         for branch in self.branches:
             assert isinstance(branch, ConvBranch)
@@ -133,10 +149,24 @@ def _padded_and_cropped(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
     return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
 
 
-def _pairs(conv: nn.Conv2d) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    kernel, padding, dilation = conv.kernel_size, conv.padding, conv.dilation
-    assert not isinstance(padding, str)
-    return (kernel[0], kernel[1]), (padding[0], padding[1]), (dilation[0], dilation[1])
+def zero_padding(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """The zeros that a convolution puts to the left, right, top and bottom of its input.
+
+    Padding "same" puts the odd one out of an even kernel to the right and to the bottom.
+    """
+    if not isinstance(conv.padding, str):
+        pad_y, pad_x = _pair(conv.padding)
+        return pad_x, pad_x, pad_y, pad_y
+    if conv.padding == "valid":
+        return 0, 0, 0, 0
+    (height, width), (dil_y, dil_x) = _pair(conv.kernel_size), _pair(conv.dilation)
+    rows, columns = dil_y * (height - 1), dil_x * (width - 1)
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    first, second = values
+    return first, second
 
 
 def layout_rectangles(layout: Layout | None, kernel: int) -> tuple[Rectangle, ...]:

@@ -111,4 +111,5 @@ def _load_own() -> None:
     import searchspace.blocks.ppe
     import searchspace.blocks.rdp
     import searchspace.blocks.rep
+    import searchspace.blocks.resnet
     import searchspace.blocks.rk  # noqa: F401

@@ -2,12 +2,13 @@
 
 import math
 import re
+import unicodedata
 
 _QUANTITY = re.compile(
-    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*([a-zµ]*)", re.IGNORECASE
+    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[+-]?(?:nan|inf(?:inity)?))\s*([a-zμ]*)", re.IGNORECASE
 )
 
-LATENCY_UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3}
+LATENCY_UNITS = {"s": 1e3, "ms": 1.0, "us": 1e-3, "μs": 1e-3}
 DURATION_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -34,11 +35,12 @@ def duration_s(text: str) -> float:
 
 
 def _quantity(text: str, units: dict[str, float], rule: str) -> float:
-    match = _QUANTITY.fullmatch(text.strip())
+    # The micro sign and the Greek letter look alike; this makes them one.
+    match = _QUANTITY.fullmatch(unicodedata.normalize("NFKC", text.strip()))
     if match is None or match[2].lower() not in units:
         raise QuantityError(f"{rule}; got {text!r}")
-    # Not the product of text's float and the factor where the factor is below one: 5000 * 1e-3 is 5 by luck only.
     value = float(match[1]) * units[match[2].lower()]
     if not (math.isfinite(value) and value > 0):
         raise QuantityError(f"{rule}; got {text!r}")
-    return round(value, 12)
+    # 9us is 0.009 ms and not 0.009000000000000001.
+    return float(f"{value:.12g}")

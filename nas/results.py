@@ -45,13 +45,13 @@ class ResultStore:
         """Remembers a finding for good; the first one stays."""
         if key in self._known:
             return
-        self._known[key] = found
         line: dict[str, Any] = {"arch": key.arch_id, "fidelity": key.fidelity}
         line |= {"failure": found.reason} if isinstance(found, Failure) else {"values": dict(found)}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        self._known[key] = found
 
     def _read(self) -> None:
         content = self._path.read_bytes()
@@ -61,11 +61,26 @@ class ResultStore:
                 file.truncate(len(content) - len(torn))
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
-                entry = json.loads(line)
-                key = Key(entry["arch"], entry["fidelity"])
-                self._known[key] = Failure(entry["failure"]) if "failure" in entry else entry["values"]
+                entry = json.loads(line, parse_constant=_refuse)
+                self._known[Key(entry["arch"], entry["fidelity"])] = _finding(entry)
             except (ValueError, KeyError, TypeError) as error:
                 raise ConfigError(
                     f"{self._path}:{number}: not a finding of this program ({error}); "
                     "remove the line to have the candidate evaluated again"
                 ) from error
+
+
+def _finding(entry: Mapping[str, Any]) -> Outcome | Mapping[str, Any]:
+    if "failure" in entry:
+        if not isinstance(entry["failure"], str):
+            raise TypeError("a failure has its reason in words")
+        return Failure(entry["failure"])
+    values = entry["values"]
+    if not isinstance(values, dict):
+        raise TypeError("values are named")
+    return values
+
+
+def _refuse(constant: str) -> None:
+    # Python reads NaN and Infinity in JSON, which are in no other program's.
+    raise ValueError(f"{constant} is no result")

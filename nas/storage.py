@@ -5,6 +5,7 @@ study's folder; any Optuna URL is taken in its place.
 """
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,12 +48,14 @@ def open_study(folder: Path, name: str, url: str | None) -> optuna.Study:
     """The durable study, made where it does not exist; call it under `driver_lock`.
 
     Raises:
-        ConfigError: the storage cannot be reached.
+        ConfigError: the storage cannot be reached, or its journal is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = journal_storage(folder) if url is None else url_storage(url)
         return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+    except ConfigError:
+        raise
     except Exception as error:
         # Optuna, SQLAlchemy and every database driver have errors of their own; all of them mean this.
         where = folder / JOURNAL if url is None else url
@@ -60,13 +63,18 @@ def open_study(folder: Path, name: str, url: str | None) -> optuna.Study:
 
 
 def journal_storage(folder: Path) -> BaseStorage:
-    """The journal of a study, mended: no lock of a dead writer, no half line at its end."""
+    """The journal of a study, mended: no lock of a dead writer, no half line at its end.
+
+    Raises:
+        ConfigError: a line is damaged in a way that no dying writer leaves behind.
+    """
     path = (folder / JOURNAL).resolve()  # with a relative path the backend's lock can wait for ever
     lock = path.with_name(path.name + ".lock")
     if lock.is_symlink() or lock.exists():
         lock.unlink()
     if path.exists():
         cut_torn_tail(path)
+        check_lines(path)
     return JournalStorage(JournalFileBackend(str(path)))
 
 
@@ -77,6 +85,22 @@ def cut_torn_tail(path: Path) -> None:
     if whole < len(content):
         with path.open("rb+") as file:
             file.truncate(whole)
+
+
+def check_lines(path: Path) -> None:
+    """Makes sure that every line of a journal is an entry.
+
+    Raises:
+        ConfigError: one is not; the message names it.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            _ = json.loads(line)["op_code"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}:{number}: not an entry of an Optuna journal ({error}); "
+                "remove the file: what was evaluated is in the results beside it, and resuming the study writes it anew"
+            ) from error
 
 
 def url_storage(url: str) -> BaseStorage:

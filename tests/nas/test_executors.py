@@ -4,7 +4,6 @@ Jobs are functions of the standard library, since other processes must be able t
 """
 
 import math
-import multiprocessing
 import operator
 import os
 import select
@@ -91,6 +90,7 @@ def test_a_result_that_cannot_be_sent_back_is_a_failure(make):
 
 
 def test_a_job_that_kills_its_process_has_failed_and_the_others_have_not():
+    before = children()
     # Some of the innocent are running and some are waiting when the pool breaks, and it breaks twice.
     innocent = [Job("sums", sum, (range(2_000_000 + number),)) for number in range(4)]
     with closing(ProcessExecutor(2)) as executor:
@@ -98,16 +98,18 @@ def test_a_job_that_kills_its_process_has_failed_and_the_others_have_not():
     died = Failure("its worker process died, killed or out of memory")
     expected = [n * (n - 1) // 2 for n in range(2_000_000, 2_000_004)]
     assert results == [expected[0], died, expected[1], expected[2], died, expected[3]]
-    assert not multiprocessing.active_children()
+    assert children() == before
 
 
 def test_closing_ends_workers_in_the_middle_of_a_job():
+    before = children()
     executor = ProcessExecutor(1)
     executor.submit(square(2))
     executor.wait()
     executor.submit(Job("never ends", math.factorial, (10**8,)))
+    assert children() != before
     executor.close()
-    assert not multiprocessing.active_children()
+    assert children() == before
 
 
 DRIVER = """

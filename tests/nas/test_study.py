@@ -241,6 +241,15 @@ def test_a_crash_between_the_two_files_of_a_study_is_made_good(whole, run_search
     assert list(map(told, durable_trials(run_search.folder / "study"))) == list(map(told, durable_trials(folder)))
 
 
+def test_a_journal_that_was_removed_is_written_anew_from_the_results(whole, run_search):
+    run_search(FormulaExecutor())
+    (run_search.folder / "study" / "journal.log").unlink()
+    again = FormulaExecutor()
+    assert run_search(again).evaluated == whole[1]
+    assert again.specs == []
+    assert list(map(told, durable_trials(run_search.folder / "study"))) == list(map(told, durable_trials(whole[0])))
+
+
 def test_a_finished_study_that_gets_more_trials_is_the_longer_study(whole, run_search, changed):
     run_search(FormulaExecutor(2, 5), own_problem=changed(trials=7))
     run_search(FormulaExecutor(), own_problem=changed(trials=8))

@@ -9,7 +9,7 @@ from hardware.measuring import MeasuringModel
 from nas.problem import Problem
 from searchspace.choosers import random_choice
 from searchspace.network import build_network, deploy, deploy_graph
-from searchspace.spaces import member
+from searchspace.space import member
 
 # So many networks of the space are timed whole before the first search, none of them so large as to take for ever.
 NETWORKS = 8

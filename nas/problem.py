@@ -11,7 +11,8 @@ from hardware.measuring import MeasuringModel
 from hardware.strict_yaml import ConfigError, nearest
 from hardware.targets import Target, load_target
 from nas.settings import StudySettings
-from searchspace.spaces import Space, Task, narrowed, space_named
+from searchspace.space import Space, Task, narrowed
+from searchspace.spaces import space_named
 
 
 @dataclass(frozen=True, slots=True)

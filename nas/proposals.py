@@ -10,7 +10,7 @@ from evaluators.static import StaticCost
 from nas.problem import Problem
 from nas.sampling import Sampling, choice_of, set_constraint
 from searchspace.choosers import Gene, replay
-from searchspace.spaces import member
+from searchspace.space import member
 from searchspace.spec import ArchSpec, spec_id
 
 # So many proposals in a row without a new feasible one end the search: the space is as good as exhausted.

@@ -29,7 +29,7 @@ from nas.sampling import Sampling
 from nas.storage import open_study
 from searchspace.cheapest import cheapest_member
 from searchspace.choosers import Gene
-from searchspace.spaces import gene_options
+from searchspace.space import gene_options
 from searchspace.spec import ArchSpec, spec_id
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from hardware.ops import Shape
 from searchspace.choosers import Gene, every_outcome
 from searchspace.network import block_graph
 from searchspace.registry import BlockSpec
-from searchspace.spaces import Frame, Space, Task
+from searchspace.space import Frame, Space, Task
 from searchspace.spec import ArchSpec, Stage
 
 # What a block costs after a shape; never negative.

@@ -27,7 +27,8 @@ from nas.settings import StudySettings
 from nas.study import Progress, Search, check_budget
 from searchspace.choosers import random_choice
 from searchspace.network import build_network, deploy_graph
-from searchspace.spaces import EDGE_SMALL, Task, member
+from searchspace.space import Task, member
+from searchspace.spaces import EDGE_SMALL
 from searchspace.spec import ArchSpec
 
 REPEATS = 5

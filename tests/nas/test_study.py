@@ -29,7 +29,7 @@ from nas.study import RESULTS, WINDOW, InfeasibleBudget, Search, check_budget
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
-from searchspace.spaces import Frame, Space
+from searchspace.space import Frame, Space
 from searchspace.spec import deploy_id, read_spec, spec_id, write_spec
 from tests.nas.conftest import FormulaExecutor, Stopped, formula
 

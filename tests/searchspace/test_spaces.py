@@ -11,7 +11,8 @@ from searchspace.choosers import random_choice, recording, replay
 from searchspace.deploy_module import DeployModule
 from searchspace.network import block_graph, build_network, deploy, deploy_graph
 from searchspace.references import reference
-from searchspace.spaces import RKP, Task, largest_useful_dilation, member, space_named
+from searchspace.space import Task, largest_useful_dilation, member
+from searchspace.spaces import RKP, space_named
 
 TASK = Task(channels=3, classes=5)
 

@@ -25,7 +25,8 @@ from searchspace.deploy_module import DeployModule
 from searchspace.layouts import with_random_layouts
 from searchspace.network import Network, block_graph, build_network, deploy, deploy_graph
 from searchspace.references import reference
-from searchspace.spaces import Task, member, space_named
+from searchspace.space import Task, member
+from searchspace.spaces import space_named
 from searchspace.spec import ArchSpec, deploy_id
 
 SIZES = [(6, 4), (7, 7), (5, 8), (4, 9), (1, 3), (1, 1)]

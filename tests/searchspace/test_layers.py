@@ -1,12 +1,15 @@
 """Parts that several families share, on their own."""
 
+import itertools
+import random
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from searchspace.coverage import Rectangle
-from searchspace.layers import BranchedConv, ChannelLayerNorm, DropPath, SqueezeExcite
+from searchspace.coverage import Layout, Rectangle, generate_layout
+from searchspace.layers import BranchedConv, ChannelLayerNorm, DropPath, SqueezeExcite, layout_rectangles
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -51,3 +54,102 @@ def test_squeeze_excite_scales_each_channel_by_its_gate(gate):
     scores = inner @ part.excite.weight[:, :, 0, 0].T
     gates = scores.sigmoid() if gate == "sigmoid" else (scores / 6 + 0.5).clamp(0, 1)
     torch.testing.assert_close(part(x), x * gates[:, :, None, None])
+
+
+def trained(module, seed=0):
+    """In eval mode and double precision, with statistics as after training and one variance close to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    module = module.double().eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for values in (part.running_mean, part.weight.data, part.bias.data):
+                values.copy_(torch.randn(values.shape, generator=generator))
+            part.running_var.copy_(torch.rand(part.running_var.shape, generator=generator) + 0.1)
+            part.running_var[0] = 1e-7
+    return module
+
+
+def assert_folds(branched, channels, height, width):
+    """The one convolution that it folds into, run by torch with the host's own settings, computes the same."""
+    host = branched.conv
+    x = torch.randn(2, channels, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = branched(x)
+        weights = branched.folded()
+        assert weights.weight.shape == host.weight.shape
+        plain = functional.conv2d(x, *weights, host.stride, host.padding, host.dilation, host.groups)
+    assert expected.std() > 0
+    assert (plain - expected).abs().max() < 1e-11 * expected.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("kernel", range(2, 8))
+def test_pbconv_folds_for_every_stride_dilation_group_and_padding(kernel, norm):
+    rng = random.Random(kernel)
+    cropped = 0
+    settings = itertools.product((1, 2, 3), (1, 2), (1, 2, 4), (0, 1, kernel // 2, kernel + 1), (True, False))
+    for stride, dilation, groups, padding, bias in settings:
+        host = nn.Conv2d(4, 8, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias)
+        layout = generate_layout(kernel, rng, None if kernel <= 3 else 6)
+        branched = trained(BranchedConv(host, rectangles=layout.rectangles, norm=norm), seed=kernel)
+        cropped += any(branch.pad is not None and min(branch.pad) < 0 for branch in branched.branches)
+        # Odd and even sizes, with and without a remainder at this stride.
+        extent = dilation * (kernel - 1) + 1
+        assert_folds(branched, 4, extent + rng.randrange(4), extent + rng.randrange(4, 8))
+    assert cropped > 10, "the negative paddings of section 4.2 come up"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": (3, 5), "stride": (2, 1), "padding": (0, 2), "dilation": (2, 1)},
+        {"kernel_size": (2, 7), "stride": (1, 3), "padding": (3, 0), "groups": 2},
+        {"kernel_size": (4, 3), "padding": "same", "dilation": (2, 1)},
+        {"kernel_size": (3, 2), "padding": "valid", "groups": 4},
+    ],
+)
+@pytest.mark.parametrize("size", [(9, 11), (12, 10)])
+def test_a_branch_follows_its_host_where_height_and_width_differ(settings, size):
+    host = nn.Conv2d(4, 4, **settings)
+    height, width = host.kernel_size
+    corners = [
+        Rectangle(row, column, tall, wide)
+        for tall, wide in {(1, 1), (1, width), (height, 1), (height - 1, width - 1)}
+        for row in {0, height - tall}
+        for column in {0, width - wide}
+    ]
+    assert_folds(trained(BranchedConv(host, rectangles=corners)), 4, *size)
+
+
+@pytest.mark.parametrize(("kernel", "groups", "dilation"), [(1, 1, 1), (3, 1, 1), (3, 4, 2), (5, 2, 1)])
+def test_an_identity_folds_into_the_middle_of_the_kernel(kernel, groups, dilation):
+    padding = dilation * (kernel - 1) // 2
+    host = nn.Conv2d(4, 4, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    middle = [Rectangle(kernel // 2, kernel // 2, 1, 1)]
+    assert_folds(trained(BranchedConv(host, rectangles=middle, identity=True)), 4, 7, 6)
+
+
+@pytest.mark.parametrize("host", [nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, stride=2)])
+def test_an_identity_needs_an_output_like_the_input(host):
+    with pytest.raises(ValueError, match="an identity branch needs equal channels and stride 1"):
+        BranchedConv(host, identity=True)
+
+
+def test_a_branch_in_training_reaches_the_same_outputs_as_its_rectangle_of_the_kernel():
+    # A kernel that is zero but for the rectangle is the branch: an oracle that needs no norm and no folding.
+    rectangle = Rectangle(1, 0, 1, 2)
+    host = nn.Conv2d(3, 5, 3, stride=2, padding=1, bias=False).double()
+    branched = BranchedConv(host, rectangles=[rectangle], norm=False).double()
+    (branch,) = branched.branches
+    masked = torch.zeros_like(host.weight)
+    masked[:, :, 1:2, 0:2] = branch.conv.weight.detach()
+    x = torch.randn(2, 3, 8, 7, dtype=torch.float64)
+    torch.testing.assert_close(branch(x), functional.conv2d(x, masked, None, 2, 1), rtol=0, atol=1e-13)
+
+
+def test_a_layout_for_another_kernel_is_refused():
+    layout = Layout(3, (Rectangle(0, 0, 3, 2), Rectangle(0, 1, 3, 2)))
+    assert layout_rectangles(layout, 3) == layout.rectangles
+    assert layout_rectangles(None, 3) == ()
+    with pytest.raises(ValueError, match=r"a layout fits kernels of its own size, got K3:.* for a 5x5 convolution"):
+        layout_rectangles(layout, 5)

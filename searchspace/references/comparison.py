@@ -1,0 +1,221 @@
+"""The published networks counted here, in the train and the deploy form, next to what the papers print."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import ceil, prod
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hardware.cost import cost, node_macs
+from hardware.graph import DeployGraph, Node
+from hardware.ops import Activation, Conv, GlobalPool, Mul, Pool, Shape
+from searchspace.blocks.classifier import Classifier
+from searchspace.network import block_graph, deploy_graph
+from searchspace.references.figures import Figures, papers
+from searchspace.references.published import reference, reference_names
+from searchspace.registry import BlockSpec, family_of
+from searchspace.spec import ArchSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Parameters, and multiply-adds of one image in convolutions, linear layers and matrix products."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """One block of a network in both forms."""
+
+    path: str
+    block: BlockSpec
+    output_shape: Shape
+    trained: Counts
+    deployed: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One row of figures and our counts for what it counts; flops is None where the row has none."""
+
+    paper: str
+    counting: str
+    figures: Figures
+    trained: Counts
+    deployed: Counts
+    flops: int | None
+
+    @property
+    def counted(self) -> Counts:
+        """Of the form that the row is about."""
+        return self.trained if self.figures.form == "train" else self.deployed
+
+    @property
+    def params_deviation_percent(self) -> float | None:
+        """None where no parameters are printed."""
+        printed = self.figures.params
+        return None if printed is None else printed.deviation_percent(self.counted.params)
+
+    @property
+    def flops_deviation_percent(self) -> float | None:
+        """Under the row's own convention; None where no FLOPs are printed."""
+        printed = self.figures.flops
+        return None if printed is None or self.flops is None else printed.deviation_percent(self.flops)
+
+    @property
+    def macs_deviation_percent(self) -> float | None:
+        """Of plain multiply-adds, whatever the convention is; None where no FLOPs are printed."""
+        printed = self.figures.flops
+        return None if printed is None else printed.deviation_percent(self.counted.macs)
+
+    @property
+    def verdict(self) -> str:
+        """`exact` where every count, rounded as the paper rounds, is what it prints."""
+        if self.figures.build != "described":
+            return self.figures.build
+        if not self.figures.has_sizes:
+            return "no sizes"
+        pairs = ((self.figures.params, self.counted.params), (self.figures.flops, self.flops))
+        if all(printed.is_rounded_from(count) for printed, count in pairs if printed is not None and count is not None):
+            return "exact"
+        deviations = (self.params_deviation_percent, self.flops_deviation_percent)
+        largest = max(abs(deviation) for deviation in deviations if deviation is not None)
+        return f"within {ceil(largest * 10) / 10:.1f}%"
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedNetwork:
+    """A published network block by block, and every row of figures about it, the headline first."""
+
+    name: str
+    spec: ArchSpec
+    blocks: tuple[BlockCounts, ...]
+    rows: tuple[Compared, ...]
+
+    @property
+    def headline(self) -> Compared:
+        return self.rows[0]
+
+    @property
+    def trained(self) -> Counts:
+        return _total(block.trained for block in self.blocks)
+
+    @property
+    def deployed(self) -> Counts:
+        return _total(block.deployed for block in self.blocks)
+
+
+def compare_all() -> tuple[ComparedNetwork, ...]:
+    """Every reference in the order of their names; takes a second or two."""
+    return tuple(compare(name) for name in reference_names())
+
+
+def compare(name: str) -> ComparedNetwork:
+    """The published network called `name`.
+
+    Raises:
+        SpecError: there is none.
+        ConfigError: the shipped figures are damaged.
+    """
+    spec = reference(name)
+    rows = [
+        _compared(paper.paper, paper.counting, row, spec) for paper in papers() for row in paper.networks.get(name, ())
+    ]
+    return ComparedNetwork(name, spec, block_counts(spec), tuple(sorted(rows, key=lambda row: not row.figures.headline)))
+
+
+def _compared(paper: str, counting: str, figures: Figures, spec: ArchSpec) -> Compared:
+    assert isinstance(spec.head, Classifier)
+    built = replace(
+        spec,
+        input_shape=(spec.input_shape[0], figures.resolution, figures.resolution),
+        head=replace(spec.head, classes=figures.classes),
+    )
+    blocks = block_counts(built)
+    trained = _total(block.trained for block in blocks)
+    deployed = _total(block.deployed for block in blocks)
+    counted = trained if figures.form == "train" else deployed
+    flops = None
+    if figures.convention is not None:
+        flops = CONVENTIONS[figures.convention](counted.macs, deploy_graph(built))
+    return Compared(paper, counting, figures, trained, deployed, flops)
+
+
+def block_counts(spec: ArchSpec) -> tuple[BlockCounts, ...]:
+    """Every block of `spec` in running order; nothing is allocated."""
+    counted = []
+    shape: Shape = spec.input_shape
+    for path, block in spec.blocks():
+        graph = block_graph(shape, block)
+        own = cost(graph)
+        counted.append(
+            BlockCounts(path, block, graph.output_shape, trained_counts(shape, block), Counts(own.params, own.macs))
+        )
+        shape = graph.output_shape
+    return tuple(counted)
+
+
+@lru_cache(maxsize=4096)
+def trained_counts(in_shape: Shape, block: BlockSpec) -> Counts:
+    """The train form of one block, counted by torch; remembered, since the blocks of a network repeat."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # The counter stumbles over modules that are given a parameter, as the refocused kernel of PPE is.
+        trained = family_of(block).train(in_shape, block).eval().requires_grad_(False)
+        trained(torch.empty(1, *in_shape))
+    return Counts(sum(each.numel() for each in trained.parameters()), counter.get_total_flops() // 2)
+
+
+def _total(counts: Iterable[Counts]) -> Counts:
+    listed = tuple(counts)
+    return Counts(sum(each.params for each in listed), sum(each.macs for each in listed))
+
+
+def elementwise_flops(graph: DeployGraph) -> int:
+    """What ptflops adds to the multiply-adds of folded convolutions: one for each bias, activation and pooled value.
+
+    Source: the counters of ptflops' PyTorch engine. Sums and products of maps, which it leaves out too, are not here.
+    """
+    total = 0
+    for node in graph.nodes:
+        if isinstance(node.op, (Conv, Activation)):
+            total += prod(node.shape)
+        elif isinstance(node.op, (Pool, GlobalPool)):
+            total += sum(prod(shape) for shape in graph.input_shapes(node))
+    return total
+
+
+def attention_overcount(graph: DeployGraph) -> int:
+    """The multiply-adds that ParC-Net's profiler counts too many.
+
+    It takes the two layers of each channel attention for convolutions over the whole map that their gate is multiplied
+    with, while they run on one pixel. Source: the code of ParC-Net's authors.
+    """
+    total = 0
+    for node in graph.nodes:
+        if isinstance(node.op, Mul):
+            map_index, gate_index = node.inputs
+            pixels = prod(graph.nodes[map_index].shape[1:])
+            total += (pixels - 1) * sum(node_macs(graph, each) for each in _gate(graph, gate_index))
+    return total
+
+
+def _gate(graph: DeployGraph, index: int) -> Iterator[Node]:
+    """The operations between a global mean and `index`."""
+    node = graph.nodes[index]
+    while not isinstance(node.op, GlobalPool):
+        yield node
+        (source,) = node.inputs
+        node = graph.nodes[source]
+
+
+# From the multiply-adds of the form that a table counts, and the deployed graph, to FLOPs as its paper counts them.
+CONVENTIONS: Mapping[str, Callable[[int, DeployGraph], int]] = {
+    "macs": lambda macs, graph: macs,
+    "2 macs": lambda macs, graph: 2 * macs,
+    "ptflops": lambda macs, graph: macs + elementwise_flops(graph),
+    "profiler": lambda macs, graph: 2 * (macs + attention_overcount(graph)),
+}

@@ -1,6 +1,6 @@
 """The published networks counted here, in the train and the deploy form, next to what the papers print."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil, prod
@@ -8,10 +8,13 @@ from math import ceil, prod
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hardware.cost import cost, node_macs
-from hardware.graph import DeployGraph, Node
-from hardware.ops import Activation, Conv, GlobalPool, Mul, Pool, Shape
+from hardware.cost import cost
+from hardware.graph import DeployGraph
+from hardware.ops import Activation, Conv, GlobalPool, Pool, Shape
 from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.parc import Parc
+from searchspace.blocks.parc_block import REDUCTION
+from searchspace.layers import squeezed_width
 from searchspace.network import block_graph, deploy_graph
 from searchspace.references.figures import Figures, papers
 from searchspace.references.published import reference, reference_names
@@ -141,7 +144,7 @@ def _compared(paper: str, counting: str, figures: Figures, spec: ArchSpec) -> Co
     counted = trained if figures.form == "train" else deployed
     flops = None
     if figures.convention is not None:
-        flops = CONVENTIONS[figures.convention](counted.macs, deploy_graph(built))
+        flops = CONVENTIONS[figures.convention](counted.macs, built)
     return Compared(paper, counting, figures, trained, deployed, flops)
 
 
@@ -188,34 +191,29 @@ def elementwise_flops(graph: DeployGraph) -> int:
     return total
 
 
-def attention_overcount(graph: DeployGraph) -> int:
-    """The multiply-adds that ParC-Net's profiler counts too many.
+def profiler_excess(spec: ArchSpec) -> int:
+    """The multiply-adds that the profiler of ParC-Net's authors counts and nobody computes.
 
-    It takes the two layers of each channel attention for convolutions over the whole map that their gate is multiplied
-    with, while they run on one pixel. Source: the code of ParC-Net's authors.
+    It takes the two layers of a channel attention to be as wide as the feed-forward layers and to run at every pixel,
+    where they have the width of the block and run once, and it counts the biases of the feed-forward layers.
+    Source: the code of ParC-Net's authors.
     """
     total = 0
-    for node in graph.nodes:
-        if isinstance(node.op, Mul):
-            map_index, gate_index = node.inputs
-            pixels = prod(graph.nodes[map_index].shape[1:])
-            total += (pixels - 1) * sum(node_macs(graph, each) for each in _gate(graph, gate_index))
+    for counted in block_counts(spec):
+        if isinstance(counted.block, Parc):
+            pixels = prod(counted.output_shape[1:])
+            inner, ffn = counted.block.inner_width, round(counted.block.inner_width * counted.block.ffn_ratio)
+            excess = (inner + ffn) * pixels
+            if counted.block.channel_attention:
+                excess += 2 * ffn * (ffn // REDUCTION) * pixels - 2 * inner * squeezed_width(inner, REDUCTION)
+            total += counted.block.depth * excess
     return total
 
 
-def _gate(graph: DeployGraph, index: int) -> Iterator[Node]:
-    """The operations between a global mean and `index`."""
-    node = graph.nodes[index]
-    while not isinstance(node.op, GlobalPool):
-        yield node
-        (source,) = node.inputs
-        node = graph.nodes[source]
-
-
-# From the multiply-adds of the form that a table counts, and the deployed graph, to FLOPs as its paper counts them.
-CONVENTIONS: Mapping[str, Callable[[int, DeployGraph], int]] = {
-    "macs": lambda macs, graph: macs,
-    "2 macs": lambda macs, graph: 2 * macs,
-    "ptflops": lambda macs, graph: macs + elementwise_flops(graph),
-    "profiler": lambda macs, graph: 2 * (macs + attention_overcount(graph)),
+# From the multiply-adds of the form that a table counts, and the network, to FLOPs as its paper counts them.
+CONVENTIONS: Mapping[str, Callable[[int, ArchSpec], int]] = {
+    "macs": lambda macs, spec: macs,
+    "2 macs": lambda macs, spec: 2 * macs,
+    "ptflops": lambda macs, spec: macs + elementwise_flops(deploy_graph(spec)),
+    "profiler": lambda macs, spec: 2 * (macs + profiler_excess(spec)),
 }

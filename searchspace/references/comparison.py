@@ -16,7 +16,7 @@ from searchspace.blocks.parc import Parc
 from searchspace.blocks.parc_block import REDUCTION
 from searchspace.layers import squeezed_width
 from searchspace.network import block_graph, deploy_graph
-from searchspace.references.figures import Figures, papers
+from searchspace.references.figures import Accuracy, Figures, papers
 from searchspace.references.published import reference, reference_names
 from searchspace.registry import BlockSpec, family_of
 from searchspace.spec import ArchSpec
@@ -104,6 +104,14 @@ class ComparedNetwork:
         return self.rows[0]
 
     @property
+    def accuracy(self) -> Accuracy | None:
+        """What is published first for the classes and the resolution that the spec has; None where nothing is."""
+        assert isinstance(self.spec.head, Classifier)
+        built = (self.spec.head.classes, self.spec.input_shape[1])
+        rows = (row.figures for row in self.rows if (row.figures.classes, row.figures.resolution) == built)
+        return next((row.accuracy[0] for row in rows if row.accuracy), None)
+
+    @property
     def trained(self) -> Counts:
         return _total(block.trained for block in self.blocks)
 
@@ -128,7 +136,9 @@ def compare(name: str) -> ComparedNetwork:
     rows = [
         _compared(paper.paper, paper.counting, row, spec) for paper in papers() for row in paper.networks.get(name, ())
     ]
-    return ComparedNetwork(name, spec, block_counts(spec), tuple(sorted(rows, key=lambda row: not row.figures.headline)))
+    return ComparedNetwork(
+        name, spec, block_counts(spec), tuple(sorted(rows, key=lambda row: not row.figures.headline))
+    )
 
 
 def _compared(paper: str, counting: str, figures: Figures, spec: ArchSpec) -> Compared:
@@ -165,10 +175,12 @@ def block_counts(spec: ArchSpec) -> tuple[BlockCounts, ...]:
 @lru_cache(maxsize=4096)
 def trained_counts(in_shape: Shape, block: BlockSpec) -> Counts:
     """The train form of one block, counted by torch; remembered, since the blocks of a network repeat."""
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.device("meta"):
         # The counter stumbles over modules that are given a parameter, as the refocused kernel of PPE is.
         trained = family_of(block).train(in_shape, block).eval().requires_grad_(False)
-        trained(torch.empty(1, *in_shape))
+        image = torch.empty(1, *in_shape)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        trained(image)
     return Counts(sum(each.numel() for each in trained.parameters()), counter.get_total_flops() // 2)
 
 

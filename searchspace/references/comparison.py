@@ -121,7 +121,7 @@ class ComparedNetwork:
 
 
 def compare_all() -> tuple[ComparedNetwork, ...]:
-    """Every reference in the order of their names; takes a second or two."""
+    """Every reference in the order of their names; takes a few seconds, since torch counts every block once."""
     return tuple(compare(name) for name in reference_names())
 
 
@@ -192,7 +192,7 @@ def _total(counts: Iterable[Counts]) -> Counts:
 def elementwise_flops(graph: DeployGraph) -> int:
     """What ptflops adds to the multiply-adds of folded convolutions: one for each bias, activation and pooled value.
 
-    Source: the counters of ptflops' PyTorch engine. Sums and products of maps, which it leaves out too, are not here.
+    Sums and products of maps are left out. Source: the counters of ptflops' PyTorch engine.
     """
     total = 0
     for node in graph.nodes:

@@ -43,6 +43,8 @@ DEVIATIONS = {
     ("mixmobilenet_s", "MixMobileNet", "Table 4"): (0.3, 4.0, "fitted"),
     ("ppenet_l", "PPENet", "Table 5"): (0.6, -0.1, "fitted"),
     ("ppenet_s", "PPENet", "Table 1"): (0.8, None, "unexplained"),
+    ("ppenet_l", "PPENet", "Table 1"): (82.2, None, "unexplained"),
+    ("mobilenet_v2", "MixMobileNet", "Table 3"): (-74.9, -60.9, "unexplained"),
     ("resnet34", "PPENet", "Table 3"): (0.4, -0.2, "within 0.5%"),
     ("vgg16_cifar", "PBConv", "Table 1"): (None, None, "no sizes"),
     ("parcnet_xs", "ParC-Net", "none"): (None, None, "no sizes"),
@@ -107,7 +109,7 @@ def test_blocks_add_up_to_torchs_network():
     assert sum(block.trained.params for block in block_counts(spec)) == whole
 
 
-# What the paper gives for the whole of PPENet-L and -S, counted by another build, and what each form loses or gains.
+# Counted on other builds of the same networks, in thousands of millions.
 @pytest.mark.parametrize(("name", "macs"), [("ppenet_l", 2.173), ("ppenet_s", 4.377), ("repvgg_a0", 1.513)])
 def test_multiply_adds_of_the_train_form(found, name, macs):
     assert round(found[name].trained.macs / 1e9, 3) == macs

@@ -122,6 +122,10 @@ def _build_parser() -> _Parser:
     targets.add_argument("target", nargs="?", help="one of them in full")
     _add_common(targets)
 
+    models = add("models", _models, "the published reference models, with published and own figures")
+    models.add_argument("name", nargs="?", help="one of them in full, block by block")
+    _add_common(models)
+
     calibrate = add("calibrate", _calibrate, "derive a target's table from the published figures again, with its error")
     calibrate.add_argument("target")
     calibrate.add_argument("--write", action="store_true", help="replace the shipped table")
@@ -205,6 +209,12 @@ def _targets(options: argparse.Namespace) -> int:
     from nas.commands import targets
 
     return targets(options.target, _view(options))
+
+
+def _models(options: argparse.Namespace) -> int:
+    from nas.models import models
+
+    return models(options.name, _view(options))
 
 
 def _calibrate(options: argparse.Namespace) -> int:

@@ -95,16 +95,33 @@ def observer(quiet: bool) -> Observer:
     return BarObserver() if sys.stderr.isatty() else PlainObserver()
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table on stdout, as wide as it needs to be where stdout is no terminal."""
+# As wide as tables need to be where stdout is no terminal.
+UNBOUNDED_WIDTH = 200
+
+
+def output_width() -> int:
+    """The columns of the terminal, or as many as a table may need where stdout is none."""
+    return Console().width if sys.stdout.isatty() else UNBOUNDED_WIDTH
+
+
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, wrap: str | None = None) -> None:
+    """A table on stdout, as wide as it needs to be where stdout is no terminal.
+
+    The column called `wrap` goes on in a second line where the terminal is too narrow; the others are cut off.
+    """
     # Light enough for a terminal of 80 columns.
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        left = index == 0 or column == wrap
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != wrap)
     for row in rows:
         table.add_row(*row)
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(table)
+    Console(width=output_width()).print(table)
+
+
+def print_text(text: str) -> None:
+    """A paragraph on stdout, broken at words where the terminal ends."""
+    Console(width=output_width()).print(text, highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_front(document: Mapping[str, Any]) -> None:

@@ -32,7 +32,8 @@ def position_importance(weight: Tensor) -> Tensor:
     """
     magnitude = weight.abs().sum((0, 1))
     largest = magnitude.max()
-    return magnitude / largest if largest > 0 else torch.ones_like(magnitude)
+    # Not `> 0`: a kernel that is not a number must not pass for one of zeros.
+    return torch.ones_like(magnitude) if largest == 0 else magnitude / largest
 
 
 def dispersion(weights: Iterable[Tensor]) -> Dispersion:

@@ -47,6 +47,7 @@ class StaticCosts:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._blocks: dict[tuple[Shape, BlockSpec], BlockCost] = {}
+        self._stand_ins: dict[tuple[Shape, BlockSpec], float] = {}
 
     def block(self, in_shape: Shape, block: BlockSpec) -> BlockCost:
         """What one block costs after a given shape.
@@ -62,8 +63,11 @@ class StaticCosts:
 
     def macs_and_overhead(self, in_shape: Shape, block: BlockSpec) -> float:
         """Multiply-adds of a block and a share for each operation: a stand-in for latency where none is known yet."""
-        graph = block_graph(in_shape, block)
-        return cost(graph).macs + MACS_PER_OPERATION * len(graph.nodes)
+        found = self._stand_ins.get((in_shape, block))
+        if found is None:
+            graph = block_graph(in_shape, block)
+            found = self._stand_ins[in_shape, block] = cost(graph).macs + MACS_PER_OPERATION * len(graph.nodes)
+        return found
 
     def __call__(self, spec: ArchSpec) -> StaticCost:
         """What the whole network costs.

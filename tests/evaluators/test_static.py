@@ -1,0 +1,107 @@
+"""Costs from a table, and what happens where the table has nothing."""
+
+from dataclasses import replace
+
+import pytest
+
+from evaluators.static import MACS_PER_OPERATION, StaticCosts
+from hardware.kernels import fuse
+from hardware.latency_table import MeasuredTable, Tier, UnmeasuredKernel
+from hardware.targets import load_target
+from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.inverted import InvertedResidual
+from searchspace.blocks.rdp import Rdp
+from searchspace.blocks.rep import Rep
+from searchspace.cheapest import cheapest_member
+from searchspace.coverage import parse_layout
+from searchspace.network import block_graph, deploy_graph
+from searchspace.space import Task, narrowed
+from searchspace.spaces import EDGE_SMALL
+from searchspace.spec import ArchSpec
+
+SPEC = ArchSpec((3, 16, 16), Rep(8, 2), ((Rdp(8),), (InvertedResidual(12, 2),)), Classifier(5))
+
+
+def test_costs_by_hand():
+    spec = ArchSpec((3, 16, 16), Rep(8, 2), ((Rdp(8),),), Classifier(5))
+    found = StaticCosts(load_target("rk3288"))(spec)
+    # Stem 3x3 to 8x8x8; depthwise 3x3 and 1x1 there; linear. A bias for every output channel.
+    assert found.macs == 8 * 8 * 8 * 27 + 8 * 8 * 8 * 9 + 8 * 8 * 8 * 8 + 8 * 5
+    assert found.params == 8 * 28 + 8 * 10 + 8 * 9 + 5 * 9
+    # The image and the stem's result are the most that is alive at once.
+    assert found.peak_memory_bytes == 4 * (found.params + max(3 * 16 * 16 + 8 * 8 * 8, 2 * 8 * 8 * 8))
+    assert found.latency.low_ms < found.latency.value_ms < found.latency.high_ms
+
+
+def test_an_unmeasured_kernel_is_an_error_that_names_it_and_never_zero():
+    target = load_target("host")
+    kernels = fuse(deploy_graph(SPEC), target.fusion_rules)
+    costs = StaticCosts(target)
+    with pytest.raises(UnmeasuredKernel) as caught:
+        costs(SPEC)
+    assert set(caught.value.keys) <= {kernel.key for kernel in kernels}
+    with pytest.raises(UnmeasuredKernel):
+        costs(SPEC)  # and what failed once is not remembered as known
+
+
+def test_a_table_that_knows_all_kernels_but_one_still_refuses(tmp_path):
+    target = load_target("host")
+    table = target.latency_model
+    assert isinstance(table, MeasuredTable)
+    own = MeasuredTable(tmp_path / "table.csv", table.identity, "2026-01-01")
+    kernels = list(dict.fromkeys(fuse(deploy_graph(SPEC), target.fusion_rules)))
+    for number, kernel in enumerate(kernels):
+        with pytest.raises(UnmeasuredKernel) as caught:
+            StaticCosts(replace(target, latency_model=own))(SPEC)
+        assert kernel.key in caught.value.keys
+        own.add(kernel, median_ms=0.5 + number, spread_ms=0.1, runs=20)
+    found = StaticCosts(replace(target, latency_model=own))(SPEC)
+    # Distinct kernels here run once each.
+    assert len(kernels) == len(fuse(deploy_graph(SPEC), target.fusion_rules))
+    assert found.latency.value_ms == pytest.approx(sum(0.5 + number for number in range(len(kernels))))
+
+
+def test_layouts_and_other_train_genes_cost_nothing():
+    costs = StaticCosts(load_target("rk3288"))
+    layout = parse_layout("K3:0.0.3.2-0.1.3.2")
+    branched = ArchSpec(
+        SPEC.input_shape,
+        Rep(8, 2, layout),
+        ((Rdp(8, shuffle_groups=2, layout=layout),), (InvertedResidual(12, 2, layout=layout),)),
+        SPEC.head,
+    )
+    assert costs(branched) == costs(SPEC)
+
+
+def test_one_kernel_out_of_the_calibrated_families_makes_the_whole_extrapolated():
+    costs = StaticCosts(load_target("rk3288"))
+    tiers = {costs.block((8, 16, 16), block).tier for block in (Rdp(16), Rep(16))}
+    assert tiers == {Tier.calibrated}
+    assert costs(SPEC).latency.tier is Tier.extrapolated, "it is faster than any published network"
+
+
+def test_a_block_is_worked_out_once_for_each_shape(monkeypatch):
+    asked = []
+    target = load_target("rk3288")
+    model = type(target.latency_model)
+    original = model.kernel
+    monkeypatch.setattr(model, "kernel", lambda self, kernel: asked.append(kernel) or original(self, kernel))
+    costs = StaticCosts(target)
+    first = costs(SPEC)
+    count = len(asked)
+    assert costs(SPEC) == first
+    assert len(asked) == count
+    costs.block((8, 9, 9), Rdp(8))
+    assert len(asked) == count + 2
+
+
+def test_the_stand_in_for_a_latency_counts_operations_too():
+    costs = StaticCosts(load_target("rk3288"))
+    graph = block_graph((8, 4, 4), Rdp(8))
+    macs = 4 * 4 * 8 * 9 + 4 * 4 * 8 * 8
+    assert costs.macs_and_overhead((8, 4, 4), Rdp(8)) == macs + MACS_PER_OPERATION * len(graph.nodes)
+    # So that the cheapest member by it is a shallow one.
+    plain = {"stage*.kernel": (3,), "stage*.expand": (3,), "stage*.squeeze_excite": (False,)}
+    space = narrowed(EDGE_SMALL, plain, Task(1, 10))
+    cheapest = cheapest_member(space, Task(1, 10), costs.macs_and_overhead).spec
+    assert [len(stage) for stage in cheapest.stages] == [1, 1, 2, 1]

@@ -45,7 +45,8 @@ class CircularRing(nn.Module):
         super().__init__()
         self.dim, self.length = axis + 1, length
         out_channels, group_width, *kernel = weights.weight.shape
-        self.conv = nn.Conv2d(group_width * groups, out_channels, (kernel[0], kernel[1]), groups=groups)
+        # On no device, since its weights need not be drawn.
+        self.conv = nn.Conv2d(group_width * groups, out_channels, (kernel[0], kernel[1]), groups=groups, device="meta")
         self.conv.weight, self.conv.bias = nn.Parameter(weights.weight), nn.Parameter(weights.bias)
         self.register_buffer("positions", None)
 
@@ -180,6 +181,7 @@ class PluggedPpe(nn.Module):
             padding=self.padding,  # type: ignore[arg-type]
             dilation=self.dilation,  # type: ignore[arg-type]
             groups=self.groups,
+            device="meta",
         )
         conv.weight, conv.bias = nn.Parameter(weights.weight), nn.Parameter(weights.bias)
         return MergedPpe(conv, positions)

@@ -156,9 +156,12 @@ def test_every_kind_of_convolution_merges(kind, size, plug):
         assert (merge_at(plugged, x)(x) - expected).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("kind", ["depthwise", "grouped"])
+@pytest.mark.parametrize("kind", ["dense", "depthwise", "grouped"])
 def test_parc_starts_as_the_convolution_on_maps_that_vary_along_its_axis_alone(kind):
     net = built(KINDS[kind])
+    if kind == "dense":
+        # What goes from one half of the channels to the other has no place in ParC.
+        net.weight.data[:4, 3:] = net.weight.data[4:, :3] = 0
     net.padding_mode = "circular"
     net = nn.Sequential(net, nn.BatchNorm2d(net.out_channels)).double().eval()
     channels, half = net[0].in_channels, net[0].out_channels // 2
@@ -311,3 +314,28 @@ def test_merging_nothing_or_half_or_for_another_size_is_refused():
         merge_at(inner.conv1, drawn(1, 32, 5, 6))
     with pytest.raises(ValueError, match="fits maps that are 5 long along dimension 2, got"):
         merge_at(plugged, x)(drawn(1, 3, 128, 86))
+
+
+class Chosen(nn.Module):
+    """Runs one part on the map, on the map and its half, or not at all."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.times = part, 1
+
+    def forward(self, x):
+        for step in range(self.times):
+            x = self.part(x[:, :, step:])
+        return x
+
+
+def test_what_the_example_shows_at_no_size_or_at_two_is_not_merged():
+    x = drawn(1, 4, 6, 5)
+    for plug in (with_parc, with_ppe):
+        chosen = Chosen(plug(nn.Conv2d(4, 4, 3, padding=1).double(), [""], x))
+        chosen.times = 0
+        with pytest.raises(ValueError, match="'part' must see one size of map to be merged, got none"):
+            merge_at(chosen, x)
+        chosen.times = 2
+        with pytest.raises(ValueError, match="'part' must see one size of map to be merged, got 5x5, 6x5"):
+            merge_at(chosen, x)

@@ -78,7 +78,13 @@ def fold_batchnorm(conv: ConvWeights, norm: nn.BatchNorm2d) -> ConvWeights:
         ValueError: as `scale_and_shift`.
     """
     scale, shift = scale_and_shift(norm)
-    return ConvWeights(conv.weight * scale[:, None, None, None], conv.bias * scale + shift)
+    scaled = scaled_output(conv, scale)
+    return ConvWeights(scaled.weight, scaled.bias + shift)
+
+
+def scaled_output(conv: ConvWeights, scale: Tensor) -> ConvWeights:
+    """The convolution that computes `scale * conv(x)`, per channel of the result."""
+    return ConvWeights(conv.weight * scale[:, None, None, None], conv.bias * scale)
 
 
 def absorb_input_norm(conv: ConvWeights, norm: nn.BatchNorm2d, groups: int = 1) -> ConvWeights:

@@ -102,11 +102,13 @@ def _load_own() -> None:
     # Our own families register on import; whoever asks for a family by name should not have to import them.
     import searchspace.blocks.classifier
     import searchspace.blocks.conv
+    import searchspace.blocks.convnext
     import searchspace.blocks.dbc
     import searchspace.blocks.gfae
     import searchspace.blocks.inverted
     import searchspace.blocks.lfae
     import searchspace.blocks.parc
+    import searchspace.blocks.parc_hosts
     import searchspace.blocks.patch
     import searchspace.blocks.ppe
     import searchspace.blocks.rdp

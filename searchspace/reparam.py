@@ -124,9 +124,9 @@ def with_pbconv(
             assert norm is None or isinstance(norm, nn.BatchNorm2d)
             placed = PBConv(site.conv, norm, layout)
             _start(placed, start)
-            result = _put(result, site.path, placed)
+            result = put_part(result, site.path, placed)
             if site.norm_path is not None and placed.norm_place is not None:
-                result = _put(result, site.norm_path, placed.norm_place)
+                result = put_part(result, site.norm_path, placed.norm_place)
     return result
 
 
@@ -147,14 +147,14 @@ def merge(module: nn.Module) -> nn.Module:
         raise ValueError("nothing to merge: the module has no PBConv; with_pbconv puts them in")
     for path, part in placed:
         conv, norm = part.merged()
-        result = _put(result, path, conv)
+        result = put_part(result, path, conv)
         if part.norm_place is not None and norm is not None:
             norms[part.norm_place] = norm
     places = {part: path for path, part in result.named_modules() if isinstance(part, NormPlace)}
     if norms.keys() != places.keys():
         raise ValueError("a PBConv and the place of its norm must be merged together; merge the module that has both")
     for place, path in places.items():
-        result = _put(result, path, norms[place])
+        result = put_part(result, path, norms[place])
     return result
 
 
@@ -214,8 +214,8 @@ def _start(placed: PBConv, start: Callable[[ConvBranch], None]) -> None:
         start(branch)
 
 
-def _put(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
-    """The root with a part of it replaced, in place; the part itself where it is the root that is replaced."""
+def put_part(root: nn.Module, path: str, part: nn.Module) -> nn.Module:
+    """The root with the part at `path` replaced, in place; the part itself where it is the root that is replaced."""
     if not path:
         return part
     root.set_submodule(path, part)

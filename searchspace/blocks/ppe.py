@@ -67,24 +67,8 @@ class PpeConv(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.positioned(x + self.positions(x.shape[2], x.shape[3]))
+        y = self.positioned(x + position_map(self.scale, x.shape[2], x.shape[3]))
         return functional.relu(self.norm(y + _depthwise(x, self.refocused_kernel())))
-
-    def positions(self, height: int, width: int) -> Tensor:
-        """What is added to a map: (c, height, width), by columns in the first half of the channels, by rows after it.
-
-        Of an odd number of channels one more goes by rows. A map of one column or row has position 0.
-        """
-        by_column, by_row = self.scale.tensor_split([len(self.scale) // 2])
-        columns, rows = (
-            torch.linspace(0, 1, length, dtype=self.scale.dtype, device=self.scale.device) for length in (width, height)
-        )
-        return torch.cat(
-            [
-                (by_column[:, None, None] * columns).expand(-1, height, -1),
-                (by_row[:, None, None] * rows[:, None]).expand(-1, -1, width),
-            ]
-        )
 
     def refocused_kernel(self) -> Tensor:
         """W + R * W, (c, 1, 3, 3)."""
@@ -104,11 +88,26 @@ class PpeConv(nn.Module):
         refocused = self.refocused_kernel().detach()
         both = add_branches([positioned, ConvWeights(refocused, torch.zeros_like(positioned.bias))])
         scale, _ = scale_and_shift(self.norm)
-        constant = _depthwise(self.positions(*self.extent).detach()[None], positioned.weight)[0]
+        constant = _depthwise(position_map(self.scale.detach(), *self.extent)[None], positioned.weight)[0]
         return {
             "conv": fold_batchnorm(both, self.norm),
             "positions": ConstantWeights(constant * scale[:, None, None]),
         }
+
+
+def position_map(scale: Tensor, height: int, width: int) -> Tensor:
+    """What is added to a map: (c, height, width), by columns in the first half of the channels, by rows after it.
+
+    Of an odd number of channels one more goes by rows. A map of one column or row has position 0.
+    """
+    by_column, by_row = scale.tensor_split([len(scale) // 2])
+    columns, rows = (torch.linspace(0, 1, length, dtype=scale.dtype, device=scale.device) for length in (width, height))
+    return torch.cat(
+        [
+            (by_column[:, None, None] * columns).expand(-1, height, -1),
+            (by_row[:, None, None] * rows[:, None]).expand(-1, -1, width),
+        ]
+    )
 
 
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:

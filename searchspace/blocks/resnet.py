@@ -55,9 +55,9 @@ class Bottleneck:
         positive(width=self.width, inner_width=self.inner_width, stride=self.stride)
 
 
-def keeps_shape(in_channels: int, spec: Basic | Bottleneck) -> bool:
+def keeps_shape(in_channels: int, width: int, stride: int) -> bool:
     """Whether the input itself can be added; otherwise the shortcut has a convolution."""
-    return spec.stride == 1 and in_channels == spec.width
+    return stride == 1 and in_channels == width
 
 
 class BasicBlock(nn.Module):
@@ -69,7 +69,7 @@ class BasicBlock(nn.Module):
         rectangles = layout_rectangles(spec.layout, KERNEL)
         self.first = BranchedConv(square_conv(channels, width, KERNEL, stride=spec.stride), rectangles=rectangles)
         self.second = BranchedConv(square_conv(width, width, KERNEL), rectangles=rectangles)
-        self.shortcut = _shortcut(channels, spec)
+        self.shortcut = shortcut_conv(channels, spec.width, spec.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.second(nn.functional.relu(self.first(x)))
@@ -94,7 +94,7 @@ class BottleneckBlock(nn.Module):
             square_conv(inner, inner, KERNEL, stride=spec.stride), rectangles=layout_rectangles(spec.layout, KERNEL)
         )
         self.expand = BranchedConv(square_conv(inner, spec.width, 1))
-        self.shortcut = _shortcut(channels, spec)
+        self.shortcut = shortcut_conv(channels, spec.width, spec.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.relu(self.reduce(x))
@@ -110,37 +110,39 @@ class BottleneckBlock(nn.Module):
         }
 
 
-def _shortcut(in_channels: int, spec: Basic | Bottleneck) -> BranchedConv | None:
-    if keeps_shape(in_channels, spec):
+def shortcut_conv(in_channels: int, width: int, stride: int) -> BranchedConv | None:
+    """The convolution beside a residual block; None where the input itself is added."""
+    if keeps_shape(in_channels, width, stride):
         return None
-    return BranchedConv(square_conv(in_channels, spec.width, 1, stride=spec.stride))
+    return BranchedConv(square_conv(in_channels, width, 1, stride=stride))
 
 
 def emit_basic(graph: GraphBuilder, x: GraphTensor, spec: Basic) -> GraphTensor:
     """Two 3x3 convolutions, the shortcut, the sum and its activation."""
     y = emit_square_conv(graph, "first", x, deployed_conv(spec.width, KERNEL, stride=spec.stride), "relu")
-    shortcut = _emit_shortcut(graph, x, spec)
+    shortcut = emit_shortcut(graph, x, spec.width, spec.stride)
     y = graph.add("second", deployed_conv(spec.width, KERNEL), y)
-    return _emit_sum(graph, shortcut, y)
+    return emit_activated_sum(graph, shortcut, y)
 
 
 def emit_bottleneck(graph: GraphBuilder, x: GraphTensor, spec: Bottleneck) -> GraphTensor:
     """Three convolutions, the shortcut, the sum and its activation."""
     y = emit_square_conv(graph, "reduce", x, deployed_conv(spec.inner_width, 1), "relu")
     y = emit_square_conv(graph, "filter", y, deployed_conv(spec.inner_width, KERNEL, stride=spec.stride), "relu")
-    shortcut = _emit_shortcut(graph, x, spec)
+    shortcut = emit_shortcut(graph, x, spec.width, spec.stride)
     y = graph.add("expand", deployed_conv(spec.width, 1), y)
-    return _emit_sum(graph, shortcut, y)
+    return emit_activated_sum(graph, shortcut, y)
 
 
-def _emit_shortcut(graph: GraphBuilder, x: GraphTensor, spec: Basic | Bottleneck) -> GraphTensor:
-    # Comes before the last convolution of the main path, so that the sum can fuse into that one.
-    if keeps_shape(x.shape[0], spec):
+def emit_shortcut(graph: GraphBuilder, x: GraphTensor, width: int, stride: int) -> GraphTensor:
+    """What is added to the main path; comes before its last convolution, so that the sum can fuse into that one."""
+    if keeps_shape(x.shape[0], width, stride):
         return x
-    return graph.add("shortcut", deployed_conv(spec.width, 1, stride=spec.stride), x)
+    return graph.add("shortcut", deployed_conv(width, 1, stride=stride), x)
 
 
-def _emit_sum(graph: GraphBuilder, shortcut: GraphTensor, y: GraphTensor) -> GraphTensor:
+def emit_activated_sum(graph: GraphBuilder, shortcut: GraphTensor, y: GraphTensor) -> GraphTensor:
+    """The sum of both paths and its activation."""
     return graph.add("residual_relu", Activation("relu"), emit_residual(graph, shortcut, y))
 
 

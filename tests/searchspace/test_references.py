@@ -11,16 +11,21 @@ from searchspace.network import Network, build_network, deploy, deploy_graph
 from searchspace.references import reference, reference_names
 from searchspace.spec import spec_from_dict, spec_to_dict
 
-# Parameters of the train form and multiply-adds, in millions. ParC-Net: the authors' code, counted layer by layer.
-# PPENet: the train form's 2173 and 4377 million less its branches, which tests/searchspace/blocks/test_rk.py sums.
-# MixMobileNet: the train form does 239.8, 475.8 and 1219.0 (tests/searchspace/blocks/test_mix.py compares with the
-# paper); the pool that its attention folds into a convolution saves 5 multiply-adds at each value that enters it. The
-# others: torchvision's documentation, RepVGG, and the tables of RDPNet's networks built from its text.
+# Parameters of the train form and multiply-adds, in millions. ParC-Net and its hosts: the authors' code, counted
+# layer by layer, for the hosts in tests/searchspace/test_plugin_references.py. ResNet-34 with PPE: where a guess puts
+# it. PPENet: the train form's 2173 and 4377 million less its branches, which tests/searchspace/blocks/test_rk.py
+# sums. MixMobileNet: the train form does 239.8, 475.8 and 1219.0 (tests/searchspace/blocks/test_mix.py compares with
+# the paper); the pool that its attention folds into a convolution saves 5 multiply-adds at each value that enters it.
+# The others: torchvision's documentation, RepVGG, and the tables of RDPNet's networks built from its text.
 COUNTED = {
+    "convnext_t_x0_5": (7.438, 1144),
     "mixmobilenet_s": (7.323, 1218),
     "mixmobilenet_xs": (3.157, 475),
     "mixmobilenet_xxs": (1.505, 239),
     "mobilenet_v2": (3.505, 301),
+    "parc_convnext_t_x0_5": (7.413, 1139),
+    "parc_mobilenet_v2": (3.532, 302),
+    "parc_resnet50": (23.738, 3941),
     "parcnet_s": (5.037, 1657),
     "parcnet_xs": (2.185, 944),
     "ppenet_l": (6.742, 2155),
@@ -40,6 +45,7 @@ COUNTED = {
     "repvgg_a0": (9.109, 1361),
     "resnet18": (11.690, 1814),
     "resnet34": (21.287, 3663),
+    "resnet34_ppe": (21.316, 3667),
     "resnet50": (25.557, 4089),
     "vgg16_cifar": (14.724, 313),
 }

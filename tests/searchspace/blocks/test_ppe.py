@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from searchspace.blocks.ppe import Ppe, PpeBlock, PpeConv
+from searchspace.blocks.ppe import Ppe, PpeBlock, PpeConv, position_map
 from searchspace.coverage import Layout, Rectangle
 
 SHAPE = (5, 4, 7)
@@ -77,14 +77,14 @@ def test_the_refocused_kernel_is_the_explicit_sum():
 
 def test_positions_run_from_0_to_the_learnt_scale():
     conv = trained(SHAPE)
-    positions = conv.positions(4, 7).detach()
+    positions = position_map(conv.scale.detach(), 4, 7)
     by_column, by_row = conv.scale[:2].detach(), conv.scale[2:].detach()
     assert (positions[:, 0, 0] == 0).all()
     assert torch.equal(positions[:2, 1, -1], by_column)
     assert torch.equal(positions[2:, -1, 1], by_row)
     torch.testing.assert_close(positions[:2, 3, 2], by_column / 3)
     torch.testing.assert_close(positions[2:, 2, 5], by_row * 2 / 3)
-    assert (conv.positions(1, 1) == 0).all()
+    assert (position_map(conv.scale, 1, 1) == 0).all()
 
 
 def test_the_constant_map_is_a_sum_of_row_and_column_only_away_from_the_border():

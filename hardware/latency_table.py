@@ -133,7 +133,13 @@ class CalibratedModel:
         """The total with its interval; extrapolated outside the calibrated range, whatever the kernels say."""
         inside = self.range.fastest_ms <= total_ms <= self.range.slowest_ms
         tier = worst_tier([worst_kernel_tier, Tier.calibrated if inside else Tier.extrapolated])
-        low, high = self.range.inside_ratios if tier is Tier.calibrated else self.range.outside_ratios
+        if tier is Tier.calibrated:
+            low, high = self.range.inside_ratios
+            # Never below what a faster network outside the range is given, so that the slower of two networks of this
+            # tier never seems safer.
+            high_ms = max(high * total_ms, self.range.outside_ratios[1] * self.range.fastest_ms)
+            return Latency(total_ms, low * total_ms, high_ms, tier, self.table)
+        low, high = self.range.outside_ratios
         return Latency(total_ms, low * total_ms, high * total_ms, tier, self.table)
 
     def _layer_ms(self, layer: Layer) -> float:
@@ -168,13 +174,15 @@ class TableIdentity(BaseModel):
 
 
 class NetworkRatios(BaseModel):
-    """Measured over summed latency of whole networks, at the 5 % and the 95 % quantile."""
+    """The smallest and the largest measured over summed latency of whole networks, and how fast those were."""
 
     model_config = _STRICT
 
     networks: Annotated[int, Field(ge=1)]
     low_ratio: Positive
     high_ratio: Positive
+    fastest_ms: Positive
+    slowest_ms: Positive
 
 
 class TableHeader(BaseModel):
@@ -218,6 +226,7 @@ class MeasuredTable:
         self._started = started
         self._network: NetworkRatios | None = None
         self._rows: dict[str, Row] = {}
+        self._digest: str | None = None
 
     @classmethod
     def load(cls, path: Path, identity: TableIdentity) -> "MeasuredTable":
@@ -268,8 +277,11 @@ class MeasuredTable:
     @property
     def sha256(self) -> str:
         """Of the identity, the rows and the ratios of whole networks."""
-        network = self._network.model_dump_json() if self._network else ""
-        return hashlib.sha256(f"{self._identity.digest}\n{network}\n{self._body()}".encode()).hexdigest()
+        if self._digest is None:
+            network = self._network.model_dump_json() if self._network else ""
+            text = f"{self._identity.digest}\n{network}\n{self._body()}"
+            self._digest = hashlib.sha256(text.encode()).hexdigest()
+        return self._digest
 
     @property
     def table(self) -> str:
@@ -293,13 +305,16 @@ class MeasuredTable:
         return KernelLatency(row.median_ms, Tier.measured, f"median of {row.runs} runs, spread {row.spread_ms:.4g} ms")
 
     def network(self, total_ms: float, worst_kernel_tier: Tier) -> Latency:
-        """The total of measured kernels: calibrated where whole networks were measured too, else extrapolated.
+        """The total of measured kernels: calibrated where networks as fast were measured whole, else extrapolated.
 
         A sum is a prediction and never measured, however well its parts are.
         """
         ratios, tier = UNCHECKED_RATIOS, Tier.extrapolated
-        if self._network is not None:
-            ratios, tier = (self._network.low_ratio, self._network.high_ratio), Tier.calibrated
+        checked = self._network
+        if checked is not None and checked.fastest_ms <= total_ms <= checked.slowest_ms:
+            ratios, tier = (checked.low_ratio, checked.high_ratio), Tier.calibrated
+        elif checked is not None:
+            ratios = min(ratios[0], checked.low_ratio), max(ratios[1], checked.high_ratio)
         low, high = min(1.0, ratios[0]), max(1.0, ratios[1])
         tier = worst_tier([tier, worst_kernel_tier])
         return Latency(total_ms, low * total_ms, high * total_ms, tier, self.table)
@@ -311,11 +326,13 @@ class MeasuredTable:
             ValueError: a figure is not a latency.
         """
         self._rows[kernel.key] = _checked_row(median_ms, spread_ms, runs)
+        self._digest = None
         self._write()
 
     def add_network_ratios(self, ratios: NetworkRatios) -> None:
         """Notes how whole networks compare with the sums of their kernels, in the table and its file."""
         self._network = ratios
+        self._digest = None
         self._write()
 
     def _body(self) -> str:
@@ -355,7 +372,7 @@ def _checked_row(median_ms: float, spread_ms: float, runs: int) -> Row:
         raise ValueError(f"spread_ms must be from 0 to {_LONGEST_MS:.0f}, got {spread_ms}; measure it again")
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}; measure it again")
-    return Row(median_ms, spread_ms, runs)
+    return Row(float(median_ms), float(spread_ms), int(runs))
 
 
 def _parse_rows(body: str, path: Path, *, first_line: int) -> dict[str, Row]:

@@ -65,12 +65,19 @@ class MeasuringModel:
         The sums come out larger as a rule: a kernel that runs alone has its input brought into the runtime's layout and
         its result out of it again, which happens once in a network.
         """
-        ratios = []
+        ratios, totals_ms = [], []
         for model in models:
             predicted_ms = sum(self.kernel(kernel).value_ms for kernel in fuse(model.graph, rules))
             whole = time_model(to_onnx(model, batch=1), threads=self.threads, protocol=NETWORK_PROTOCOL)
             ratios.append(whole.median_ms / predicted_ms)
-        found = NetworkRatios(networks=len(ratios), low_ratio=min(ratios), high_ratio=max(ratios))
+            totals_ms.append(predicted_ms)
+        found = NetworkRatios(
+            networks=len(ratios),
+            low_ratio=min(ratios),
+            high_ratio=max(ratios),
+            fastest_ms=min(totals_ms),
+            slowest_ms=max(totals_ms),
+        )
         self.known.add_network_ratios(found)
         return found
 

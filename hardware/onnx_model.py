@@ -232,7 +232,9 @@ def kernel_model(kernel: Kernel) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
     for index, op in enumerate(kernel.ops):
-        inputs = [(value, shape), *itertools.islice(sides, ARITY[type(op)] - 1)]
+        # An operation alone takes whatever enters; in a chain each takes as many as it needs.
+        others = None if len(kernel.ops) == 1 else ARITY[type(op)] - 1
+        inputs = [(value, shape), *itertools.islice(sides, others)]
         names, in_shapes = zip(*inputs, strict=True)
         value, shape = f"op{index}", output_shape(op, in_shapes)
         nodes += EMITTERS[type(op)](Node(value, op, (), shape), names, value)

@@ -3,7 +3,6 @@
 import random
 
 from hardware.cost import cost
-from hardware.graph import DeployModel
 from hardware.latency_table import NetworkRatios
 from hardware.measuring import MeasuringModel
 from nas.problem import Problem
@@ -11,9 +10,10 @@ from searchspace.choosers import random_choice
 from searchspace.network import build_network, deploy, deploy_graph
 from searchspace.space import member
 
-# So many networks of the space are timed whole before the first search, none of them so large as to take for ever.
+# So many networks of the space are timed whole before the first search: the smallest of so many random ones, since
+# those are what a budget leaves, and since large ones would take for ever.
 NETWORKS = 8
-LARGEST_MACS = 60_000_000
+DRAWN = 40
 
 
 def check_table(problem: Problem) -> NetworkRatios | None:
@@ -27,9 +27,7 @@ def check_table(problem: Problem) -> NetworkRatios | None:
     if model.known.network_ratios is not None:
         return model.known.network_ratios
     rng = random.Random(0)
-    networks: list[DeployModel] = []
-    while len(networks) < NETWORKS:
-        spec = member(problem.space, random_choice(rng), problem.task)
-        if cost(deploy_graph(spec)).macs <= LARGEST_MACS:
-            networks.append(deploy(build_network(spec, 0).eval()))
+    drawn = [member(problem.space, random_choice(rng), problem.task) for _ in range(DRAWN)]
+    smallest = sorted(drawn, key=lambda spec: cost(deploy_graph(spec)).macs)[:NETWORKS]
+    networks = (deploy(build_network(spec, 0).eval()) for spec in smallest)
     return model.compare_with_networks(networks, problem.target.fusion_rules)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 
 from hardware.graph import FloatArray
+from hardware.strict_yaml import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,11 @@ class Timing:
 
 
 def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
-    """A session that runs one operation after another on so many threads, which sleep between runs."""
+    """A session that runs one operation after another on so many threads, which sleep between runs.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot load the model.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -41,7 +46,12 @@ def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # The runtime's errors share no class of their own; all of them mean that it cannot load the model.
+        name = model if isinstance(model, Path) else "the model"
+        raise ConfigError(f"{name}: ONNX Runtime cannot load it ({' '.join(str(error).split())[:300]})") from error
 
 
 def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:

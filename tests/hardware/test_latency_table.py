@@ -85,7 +85,7 @@ def test_a_calibrated_kernel_by_hand() -> None:
     ("total_ms", "kernels", "tier", "low", "high"),
     [
         (100.0, Tier.calibrated, Tier.calibrated, 90.0, 120.0),
-        (25.0, Tier.calibrated, Tier.calibrated, 22.5, 30.0),
+        (25.0, Tier.calibrated, Tier.calibrated, 22.5, 31.25),
         (24.999, Tier.calibrated, Tier.extrapolated, 19.9992, 31.24875),
         (2000.1, Tier.calibrated, Tier.extrapolated, 1600.08, 2500.125),
         (100.0, Tier.extrapolated, Tier.extrapolated, 80.0, 125.0),
@@ -207,11 +207,26 @@ def test_nothing_is_left_beside_the_table(table: MeasuredTable) -> None:
 def test_a_sum_of_measured_kernels_is_no_measurement(table: MeasuredTable) -> None:
     answer = table.network(10.0, Tier.measured)
     assert (answer.tier, answer.low_ms, answer.high_ms) == (Tier.extrapolated, 8.0, 12.5)
-    table.add_network_ratios(NetworkRatios(networks=30, low_ratio=0.85, high_ratio=0.97))
+    ratios = NetworkRatios(networks=30, low_ratio=0.85, high_ratio=0.97, fastest_ms=2.0, slowest_ms=20.0)
+    table.add_network_ratios(ratios)
     for each in (table, MeasuredTable.load(table.path, IDENTITY)):
         answer = each.network(10.0, Tier.measured)
         assert (answer.tier, answer.low_ms, answer.high_ms) == (Tier.calibrated, 8.5, 10.0)
     assert table.network(10.0, Tier.extrapolated).tier is Tier.extrapolated
+    slower = table.network(20.1, Tier.measured)
+    assert (slower.tier, slower.high_ms) == (Tier.extrapolated, pytest.approx(25.125))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_slower_network_never_seems_safer(threads: int) -> None:
+    model = load_target("rk3288", threads=threads).latency_model
+    upper_ends = [model.network(0.05 * step, Tier.calibrated).high_ms for step in range(1, 60_000)]
+    assert upper_ends == sorted(upper_ends)
+
+
+def test_a_whole_number_of_milliseconds_survives_the_file(table: MeasuredTable) -> None:
+    table.add(SUM, median_ms=1, spread_ms=0, runs=15)
+    assert MeasuredTable.load(table.path, IDENTITY).sha256 == table.sha256
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from evaluators.image_files import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An evaluation that gave no number, and why, in one line."""
+    """An evaluation that gave no number, and why, in one line.
+
+    `lasting` where the candidate is at fault and would fail again; otherwise it is the machine, a missing file or a
+    missing library, and the candidate has not been judged at all.
+    """
 
     reason: str
+    lasting: bool = True
 
 
 Outcome = Mapping[str, float] | Failure
@@ -28,4 +35,5 @@ def checked(values: Mapping[str, float]) -> Outcome:
 
 def failure_from(error: BaseException) -> Failure:
     """The failure that an exception means, its message on one line."""
-    return Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"[:500])
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    return Failure(reason, lasting=not isinstance(error, OSError | ImportError | DataError))

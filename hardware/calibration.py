@@ -363,11 +363,11 @@ def recalibrate(folder: Path) -> str:
         "errors:",
     ]
     for threads, report in sorted(reports.items()):
-        lines.append(f"  {threads}: {_flow(_error_row(report))}")
+        lines.append(f"  {threads}: {_flow(error_row(report))}")
     return "\n".join(lines) + "\n"
 
 
-def _error_row(report: Report) -> dict[str, float]:
+def error_row(report: Report) -> dict[str, float]:
     low, high = report.measured_over_predicted
     published = [row.published_ms for row in report.rows]
     return {

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,13 @@ from pydantic import ValidationError
 from hardware.cost import cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
-from hardware.latency_table import worst_tier
+from hardware.latency_table import Tier, worst_tier
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
-from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED
+from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem, measuring_target
-from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file, write_study_file
+from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
 from searchspace.network import build_network, deploy, deploy_graph
 from searchspace.references import reference, reference_names
 from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
@@ -108,28 +109,34 @@ def _check_same_settings(recorded: StudySettings, wanted: StudySettings) -> None
 
 
 def _run(problem: Problem, folder: Path, view: View) -> int:
-    from nas.console import observer, print_front
+    from nas.console import observer, print_front, warnings_to
     from nas.driver import run_study
-    from nas.report import worth
+    from nas.report import how_accuracy_was_taken, worth
 
     # A service manager's stop is Ctrl-C by another name.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with observer(view.quiet) as watching:
+        with observer(view.quiet) as watching, warnings_to(watching):
             outcome = run_study(problem, folder, watching)
     except KeyboardInterrupt:
-        print(f"interrupted; `nas resume {folder.name}` goes on with it", file=sys.stderr)
+        print(f"interrupted; `nas resume {folder}` goes on with it", file=sys.stderr)
         return INTERRUPTED
     if view.json:
         print(json.dumps(outcome.document, indent=2, allow_nan=False))
-    else:
+    if not outcome.document["members"]:
+        reasons = Counter([*outcome.failures, *outcome.search.failures]).most_common(1)
+        why = f"; most often: {reasons[0][0]}" if reasons else ""
+        print(f"nas: study {folder.name} has no member on its front{why}", file=sys.stderr)
+        return BROKE
+    if not view.json:
         print_front(outcome.document)
+        print(how_accuracy_was_taken(outcome.document))
         print(worth(outcome.document))
         for failure in outcome.failures:
             print(failure)
         if problem.settings.data_limit is not None:
             print(f"Trained on at most {problem.settings.data_limit} images of {problem.settings.data}.")
-        print(f"Everything is in {folder}; `nas show {folder.name} --trial N` shows a member in full.")
+        print(f"Everything is in {folder}; `nas show {folder} --trial N` shows a member in full.")
     if outcome.certificate_broken:
         for each in outcome.document["members"]:
             if each["certificate"]["kept"] is False:
@@ -156,21 +163,17 @@ def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view:
     """`nas resume`: the rest of a study."""
     from nas.driver import check_same
     from nas.problem import resolve
-    from nas.storage import driver_lock, open_study
 
     folder = study_folder(name, view)
     record = read_study_file(folder)
     values = record.settings().model_dump() | {"time": None} | dict(changed)
     if more_trials is not None:
-        with driver_lock(folder):
-            done = len(open_study(folder, record.study, record.storage).get_trials(deepcopy=False))
         if more_trials < 1:
             raise ConfigError(f"trials: at least 1 more, got {more_trials}")
-        values["trials"] = done + more_trials
+        values["trials"] = record.trials + more_trials
     settings = checked_settings(values)
     problem = resolve(settings)
     check_same(record, problem)
-    write_study_file(folder, record.model_copy(update={"trials": settings.trials}))
     return _run(problem, folder, view)
 
 
@@ -196,12 +199,21 @@ def show(name: str, trial: int | None, view: View) -> int:
         print(json.dumps(each, indent=2, allow_nan=False))
         return DONE
     settings = read_study_file(folder)
-    spec = spec_from_dict(each["spec"])
-    target = measuring_target(settings.target, threads=settings.threads, runtime=settings.runtime)
-    _print_prediction(predicted(spec, target), target)
+    target = load_target(settings.target, threads=settings.threads, runtime=settings.runtime)
+    # A member is shown as it was certified; lines per kernel follow from the spec where the table is a computation.
+    if target.tier is Tier.calibrated:
+        _print_kernels(predicted(spec_from_dict(each["spec"]), target), target)
+    latency = each["latency_ms"]
+    print(f"latency   {_interval(latency)}; {latency['table']}")
+    print(f"macs      {each['macs']:,}")
+    print(f"params    {each['params']:,}")
+    print(f"memory    {each['peak_memory_bytes']:,} bytes at most, weights included")
     accuracy = each["accuracy"]
     seen = f"{accuracy['images']} {accuracy['split']} images after {accuracy['epochs']} epochs"
     print(f"accuracy  {accuracy['value']:.4f} on {seen}")
+    print(
+        f"test      {each['test_accuracy']['value']:.4f} on {each['test_accuracy']['images']} images that chose nothing"
+    )
     print(f"parity    {each['parity']['max_abs']:.2e} absolute, {each['parity']['max_rel']:.2e} relative")
     print(f"promise   {each['certificate']['why']}")
     for file in each["files"].values():
@@ -245,7 +257,7 @@ def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
         "params": own.params,
         "macs": own.macs,
         "peak_memory_bytes": own.peak_memory_bytes,
-        "receptive_field": {"height": field.height, "width": field.width, "jump": field.jump},
+        "receptive_field": {"height": field.height, "width": field.width, "jump": float(field.jump)},
         "latency_ms": latency_json(total),
         "kernels": [
             {"kernel": kernel.key, "latency_ms": each.value_ms, "tier": each.tier.value, "why": each.why}
@@ -278,17 +290,26 @@ def predict(text: str, target_name: str, threads: int, runtime: str | None, view
 
 
 def _print_prediction(found: Mapping[str, Any], target: Target) -> None:
+    _print_kernels(found, target)
+    field = found["receptive_field"]
+    print(f"latency   {_interval(found['latency_ms'])}")
+    print(f"macs      {found['macs']:,}")
+    print(f"params    {found['params']:,}")
+    print(f"memory    {found['peak_memory_bytes']:,} bytes at most, weights included")
+    print(f"sees      {field['height']}x{field['width']} pixels, every {field['jump']:g}")
+
+
+def _print_kernels(found: Mapping[str, Any], target: Target) -> None:
     from nas.console import print_table
 
     rows = ([each["kernel"], f"{each['latency_ms']:.4f}", each["tier"]] for each in found["kernels"])
     print_table(f"{found['spec_id']} on {target.latency_model.table}", ("kernel", "ms", "tier"), rows)
-    latency, field = found["latency_ms"], found["receptive_field"]
-    interval = f"expected {latency['low']:.3f} to {latency['high']:.3f}"
-    print(f"latency   {latency['value']:.3f} ms, {interval}, {latency['tier']}")
-    print(f"macs      {found['macs']:,}")
-    print(f"params    {found['params']:,}")
-    print(f"memory    {found['peak_memory_bytes']:,} bytes at most, weights included")
-    print(f"sees      {field['height']}x{field['width']} pixels, every {field['jump']}")
+    if target.tier is Tier.calibrated:
+        print("Only totals of whole networks were checked; a line per kernel is its share of the calibrated sum.")
+
+
+def _interval(latency: Mapping[str, Any]) -> str:
+    return f"{latency['value']:.3f} ms, expected {latency['low']:.3f} to {latency['high']:.3f}, {latency['tier']}"
 
 
 def measure(text: str, target_name: str, threads: int, runtime: str | None, view: View) -> int:
@@ -383,7 +404,7 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
 
 def calibrate(name: str, write: bool, view: View) -> int:
     """`nas calibrate`: the table from the published figures again, and how well it predicts what it did not see."""
-    from hardware.calibration import leave_one_network_out, read_benchmark, recalibrate, report_text
+    from hardware.calibration import error_row, leave_one_network_out, read_benchmark, recalibrate, report_text
 
     target = load_target(name)
     if target.about.calibration is None:
@@ -397,7 +418,8 @@ def calibrate(name: str, write: bool, view: View) -> int:
     if view.json:
         from dataclasses import asdict
 
-        print(json.dumps({str(threads): asdict(report) for threads, report in reports.items()}, indent=2))
+        found = {str(threads): asdict(report) | error_row(report) for threads, report in reports.items()}
+        print(json.dumps(found | {"as_derived": same}, indent=2))
         return DONE
     for report in reports.values():
         print(report_text(report))

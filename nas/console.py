@@ -1,8 +1,10 @@
 """What a person sees in the terminal: progress on stderr, tables on stdout."""
 
+import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -88,6 +90,26 @@ class BarObserver:
 Observer = QuietObserver | BarObserver
 
 
+class _Notes(logging.Handler):
+    def __init__(self, watching: Observer) -> None:
+        super().__init__(logging.WARNING)
+        self._watching = watching
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._watching.note(record.getMessage())
+
+
+@contextmanager
+def warnings_to(watching: Observer) -> Iterator[None]:
+    """Has an observer say what the library warns of, so that a bar is not cut through and quiet is quiet."""
+    handler, log = _Notes(watching), logging.getLogger("nas")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
 def observer(quiet: bool) -> Observer:
     """Bars on a terminal, lines elsewhere, nothing when quiet."""
     if quiet:
@@ -128,11 +150,12 @@ def print_front(document: Mapping[str, Any]) -> None:
     """The front as a table: accuracy, latency with its interval and tier, params, MACs."""
     print_table(
         f"{document['study']}: {document['target']} within {document['budget_ms']:g} ms on {document['data']}",
-        ("trial", "accuracy", "ms", "expected", "tier", "params", "MMACs", "kept"),
+        ("trial", "val.", "test", "ms", "expected", "tier", "params", "MMACs", "kept"),
         (
             (
                 str(each["trial"]),
                 f"{each['accuracy']['value']:.3f}",
+                f"{each['test_accuracy']['value']:.3f}",
                 f"{each['latency_ms']['value']:.3g}",
                 f"{each['latency_ms']['low']:.3g}-{each['latency_ms']['high']:.3g}",
                 each["latency_ms"]["tier"],

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,11 +13,11 @@ from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
 from hardware.latency_table import Latency, Tier
 from hardware.runners.onnxruntime import Protocol as TimingProtocol
-from hardware.runners.onnxruntime import time_model
+from hardware.runners.onnxruntime import Timing, time_model
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
 from nas.executors.processes import ProcessExecutor
-from nas.finalists import FinalistPlan, finalist_job
+from nas.finalists import FinalistPlan, file_hashes, finalist_job
 from nas.host import check_table
 from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, resolve
@@ -25,13 +25,16 @@ from nas.report import write_report
 from nas.results import Key
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
-from nas.storage import driver_lock
+from nas.storage import driver_lock, open_storage
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
 
 logger = logging.getLogger(__name__)
 
 # Finalists are timed longer than kernels: a few hundred milliseconds give medians that differ by some per cent.
 FINALIST_TIMING = TimingProtocol(warmup_s=0.1, min_runs=50, min_s=0.5)
+TIMING_TRIES = 4
+# A timing whose interquartile range is a larger share of its median was disturbed.
+STEADY_SHARE = 0.1
 
 
 class Observer(Protocol):
@@ -65,10 +68,15 @@ def begin(settings: StudySettings, folder: Path) -> Problem:
         ConfigError: the folder holds a study with other settings, or something the study rests on has changed.
         InfeasibleBudget: no member of the space keeps the budget.
     """
-    problem = resolve(settings)
     if (folder / STUDY_FILE).exists():
-        check_same(read_study_file(folder), problem)
+        record = read_study_file(folder)
+        # What was planned stays planned: a study only ever grows.
+        problem = resolve(settings.model_copy(update={"trials": max(settings.trials, record.trials)}))
+        check_same(record, problem)
         return problem
+    problem = resolve(settings)
+    if settings.storage is not None:
+        open_storage(folder, settings.storage)
     check_table(problem)
     check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,6 +123,9 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         ConfigError: another driver holds the study, or it does not repeat itself.
     """
     with driver_lock(folder), closing(_executor(problem.settings)) as executor:
+        record = read_study_file(folder)
+        if record.trials != problem.settings.trials:
+            write_study_file(folder, record.model_copy(update={"trials": problem.settings.trials}))
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)
@@ -127,7 +138,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
             finished = [_certified(problem, folder, finalist, trained) for finalist, trained in members]
-        document = front_document(read_study_file(folder), front_of(finished))
+        document = front_document(record, front_of(finished))
         write_front(folder, document)
         write_report(folder, document, outcome, finished, seconds)
         return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
@@ -164,20 +175,27 @@ def _train_finalists(
     out: dict[int, Evaluated] = {}
     for candidate in (each.candidate for each in finalists):
         known = search.results.get(keys[candidate.number])
-        if known is None or not (folder / "models" / str(candidate.number) / "model.onnx").exists():
+        if known is None or (not isinstance(known, Failure) and not _is_whole(folder, candidate, known)):
             plan = _plan(problem, folder, candidate)
             out[executor.submit(Job(f"finalist {candidate.number}", finalist_job, (plan,)))] = candidate
     total = len(finalists)
+    # What failed for a reason that is not the network's is not remembered, so that it is tried again on resume.
+    broken: dict[Key, Failure] = {}
     observer.training(total - len(out), total)
     while out:
         finished = executor.wait()
-        search.results.add(keys[out.pop(finished.handle).number], finished.result)
+        key = keys[out.pop(finished.handle).number]
+        if isinstance(finished.result, Failure) and not finished.result.lasting:
+            broken[key] = finished.result
+        else:
+            search.results.add(key, finished.result)
         observer.training(total - len(out), total)
     members: Trained = []
     failures = []
     for each in finalists:
         candidate = each.candidate
-        found = search.results.get(keys[candidate.number])
+        key = keys[candidate.number]
+        found = broken.get(key) or search.results.get(key)
         if isinstance(found, Failure):
             failures.append(f"finalist {candidate.number}: {found.reason}")
             logger.warning("finalist %s failed: %s", candidate.number, found.reason)
@@ -185,6 +203,11 @@ def _train_finalists(
             assert found is not None
             members.append((each, dict(found)))
     return members, failures
+
+
+def _is_whole(folder: Path, candidate: Evaluated, trained: Mapping[str, Any]) -> bool:
+    models = folder / "models" / str(candidate.number)
+    return models.is_dir() and file_hashes(models) == trained["files"]
 
 
 def fidelity(settings: StudySettings) -> str:
@@ -206,18 +229,29 @@ def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
     )
 
 
+def quietest_timing(model: Path, threads: int) -> Timing:
+    """The least disturbed of up to `TIMING_TRIES` timings, or the first that was not disturbed."""
+    timings: list[Timing] = []
+    while len(timings) < TIMING_TRIES:
+        timings.append(time_model(model, threads=threads, protocol=FINALIST_TIMING))
+        if timings[-1].spread_ms <= STEADY_SHARE * timings[-1].median_ms:
+            break
+    return min(timings, key=lambda timing: timing.spread_ms / timing.median_ms)
+
+
 def _certified(problem: Problem, folder: Path, finalist: Finalist, trained: dict[str, Any]) -> dict[str, Any]:
     candidate = finalist.candidate
     measured = None
     if problem.measures_on_the_spot:
         path = folder / "models" / str(candidate.number) / "model.onnx"
-        timing = time_model(path, threads=problem.settings.threads, protocol=FINALIST_TIMING)
+        timing = quietest_timing(path, problem.settings.threads)
         half = timing.spread_ms / 2
+        about = problem.target.about
         measured = Latency(
             timing.median_ms,
-            timing.median_ms - half,
+            max(0.0, timing.median_ms - half),
             timing.median_ms + half,
             Tier.measured,
-            candidate.cost.latency.table,
+            f"{about.name}/{about.runtime}-{problem.target.runtime_version}/{problem.settings.threads}t, timed whole",
         )
     return member(finalist, trained, measured, problem.settings.budget_ms, problem.settings.epochs, folder)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import random
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,15 +69,25 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
         return Failure(str(error))
     network.eval()
     reached = accuracy(network, splits.val_x, splits.val_y)
-    parity = export(network, data, splits, plan.folder, accuracy_text(reached, plan.epochs))
+    held_out = data.test(plan.spec.input_shape[1])
+    tested = accuracy(network, held_out.x, held_out.y)
+    # A folder under its final name is always whole.
+    partial = plan.folder.with_name(f"{plan.folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    parity = export(network, data, splits, partial, accuracy_text(reached, plan.epochs))
     if not all(math.isfinite(each.max_abs) for each in parity.values()):
         return Failure("its folded or exported form computes values that are not finite")
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    partial.replace(plan.folder)
     return {
         "spec_id": spec_id(spec),
         "deploy_id": deploy_id(spec),
         "accuracy": reached.value,
         "loss": reached.loss,
         "images": reached.images,
+        "test_accuracy": tested.value,
+        "test_images": tested.images,
+        "files": file_hashes(plan.folder),
         "layouts_tried": tried,
         "folded": asdict(parity["folded"]),
         "onnxruntime": asdict(parity["onnxruntime"]),
@@ -129,6 +141,9 @@ def export(network: Network, data: Dataset, splits: Splits, folder: Path, accura
     model = to_onnx(deployed, metadata=metadata)
     path = folder / "model.onnx"
     onnx.save(model, path)
+    for written in folder.iterdir():
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
     images = splits.val_x[:PARITY_IMAGES]
     trained = logits(network, images)
     return {

@@ -1,6 +1,7 @@
 """The members of a study's front as data: what front.json, front.csv, manifests and tables are made of."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Any
 
 from hardware.latency_table import Latency
 from hardware.strict_yaml import ConfigError
+from nas.files import write_atomically
 from nas.finalists import PARITY_BOUND, file_hashes
 from nas.pareto import front
-from nas.settings import StudyFile
+from nas.settings import StudyFile, versions
 from nas.shortlist import Finalist, known
 from searchspace.spec import read_spec, spec_to_dict
 
@@ -74,6 +76,7 @@ def member(
             "split": "validation",
             "images": trained["images"],
         },
+        "test_accuracy": {"value": trained["test_accuracy"], "images": trained["test_images"]},
         "parity": dict(trained["onnxruntime"]),
         "certificate": _as_json(
             certificate(candidate.cost.latency, measured, budget_ms, trained["onnxruntime"]["max_rel"])
@@ -101,9 +104,14 @@ def _as_json(promise: Certificate) -> dict[str, Any]:
 
 
 def front_of(members: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The members that no other beats in accuracy and latency, by rising latency."""
-    points = [(each["accuracy"]["value"], each["latency_ms"]["value"]) for each in members]
-    return [members[index] for index in front(points)]
+    """The members that no other beats in accuracy and latency, by rising latency.
+
+    One whose exported form differs from the trained one beats nobody; such members follow behind the others, since
+    what failed must be seen.
+    """
+    sound = [each for each in members if each["parity"]["max_rel"] <= PARITY_BOUND]
+    points = [(each["accuracy"]["value"], each["latency_ms"]["value"]) for each in sound]
+    return [sound[index] for index in front(points)] + [each for each in members if each not in sound]
 
 
 def front_document(study: StudyFile, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -115,28 +123,31 @@ def front_document(study: StudyFile, members: Sequence[dict[str, Any]]) -> dict[
         "data": study.data,
         "seed": study.seed,
         "created": study.created,
-        "versions": study.versions,
+        # of the run that wrote this; study.yaml keeps those of the first day
+        "versions": versions(),
         "members": list(members),
     }
 
 
 def write_front(folder: Path, document: dict[str, Any]) -> None:
     """Writes front.json, front.csv and a manifest into each member's model folder."""
-    (folder / FRONT_JSON).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    with (folder / FRONT_CSV).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(_COLUMNS))
-        writer.writeheader()
-        writer.writerows(flat_row(each) for each in document["members"])
+    write_atomically(folder / FRONT_JSON, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(_COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat_row(each) for each in document["members"])
+    write_atomically(folder / FRONT_CSV, table.getvalue())
     for each in document["members"]:
         manifest = {name: value for name, value in document.items() if name != "members"} | each
         path = folder / "models" / str(each["trial"]) / "manifest.json"
-        path.write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
 
 
 _COLUMNS = {
     "trial": ("trial",),
     "spec_id": ("spec_id",),
     "accuracy": ("accuracy", "value"),
+    "test_accuracy": ("test_accuracy", "value"),
     "epochs": ("accuracy", "epochs"),
     "latency_ms": ("latency_ms", "value"),
     "latency_low_ms": ("latency_ms", "low"),
@@ -175,8 +186,10 @@ def read_front(folder: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{path}: study {folder.name} has no front yet; finish it with `nas resume {folder.name}`"
+            f"{path}: study {folder.name} has no front yet; finish it with `nas resume {folder}`"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}:1: not valid JSON ({error}); `nas resume {folder.name}` writes it again") from error
+        raise ConfigError(f"{path}:1: not valid JSON ({error}); `nas resume {folder}` writes it again") from error
+    if not isinstance(document, dict) or not isinstance(document.get("members"), list):
+        raise ConfigError(f"{path}:1: not a front of this program; `nas resume {folder}` writes it again")
     return document

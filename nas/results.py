@@ -42,9 +42,7 @@ class ResultStore:
         return self._known.get(key)
 
     def add(self, key: Key, found: Outcome | Mapping[str, Any]) -> None:
-        """Remembers a finding for good; the first one stays."""
-        if key in self._known:
-            return
+        """Remembers a finding for good; a later one of the same takes its place."""
         line: dict[str, Any] = {"arch": key.arch_id, "fidelity": key.fidelity}
         line |= {"failure": found.reason} if isinstance(found, Failure) else {"values": dict(found)}
         with self._path.open("a", encoding="utf-8") as file:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from hardware.strict_yaml import load_yaml
+from nas.files import write_atomically
 from nas.quantities import duration_s, latency_ms
 
 STUDY_FILE = "study.yaml"
@@ -115,9 +116,7 @@ def read_study_file(folder: Path) -> StudyFile:
 
 def write_study_file(folder: Path, study: StudyFile) -> None:
     """Keeps the record of a study; a reader never sees half of it."""
-    partial = folder / f".{STUDY_FILE}.partial"
-    partial.write_text(yaml.safe_dump(study.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    partial.replace(folder / STUDY_FILE)
+    write_atomically(folder / STUDY_FILE, yaml.safe_dump(study.model_dump(), sort_keys=False, allow_unicode=True))
 
 
 def versions() -> dict[str, str]:

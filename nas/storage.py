@@ -50,16 +50,24 @@ def open_study(folder: Path, name: str, url: str | None) -> optuna.Study:
     Raises:
         ConfigError: the storage cannot be reached, or its journal is damaged.
     """
+    storage = open_storage(folder, url)
+    return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+
+
+def open_storage(folder: Path, url: str | None) -> BaseStorage:
+    """The storage at `url`, or the journal in a study's folder.
+
+    Raises:
+        ConfigError: it cannot be reached, or is damaged.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if url is None:
+        return journal_storage(folder)
     try:
-        storage = journal_storage(folder) if url is None else url_storage(url)
-        return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
-    except ConfigError:
-        raise
+        return url_storage(url)
     except Exception as error:
         # Optuna, SQLAlchemy and every database driver have errors of their own; all of them mean this.
-        where = folder / JOURNAL if url is None else url
-        raise ConfigError(f"storage {where}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+        raise ConfigError(f"storage {url}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
 def journal_storage(folder: Path) -> BaseStorage:

@@ -19,6 +19,8 @@ import optuna
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure, Outcome
 from evaluators.static import StaticCost
+from hardware.latency_table import Tier
+from hardware.ops import Shape
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
 from nas.jobs import early_job
@@ -27,8 +29,9 @@ from nas.proposals import Proposal, Proposer, SpaceExhausted
 from nas.results import Key, ResultStore
 from nas.sampling import Sampling
 from nas.storage import open_study
-from searchspace.cheapest import cheapest_member
+from searchspace.cheapest import Cheapest, cheapest_member
 from searchspace.choosers import Gene
+from searchspace.registry import BlockSpec
 from searchspace.space import gene_options
 from searchspace.spec import ArchSpec, spec_id
 
@@ -36,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 # How many candidates may be out at once. Part of what a study is: another number would give other proposals.
 WINDOW = 8
+
+# Longer than any network takes.
+OUT_OF_QUESTION_MS = 1e9
 
 RESULTS = "results.jsonl"
 EARLY = "early"
@@ -53,6 +59,16 @@ class InfeasibleBudget(Exception):
         )
         self.fastest = fastest
         self.cost = cost
+
+
+class EvaluationsBroken(Exception):
+    """A candidate could not be looked at for a reason that is not its own; nothing is recorded of it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(
+            f"candidates cannot be evaluated: {failure.reason}; this is no candidate's fault, so the search stops. "
+            "Mend the cause, then `nas resume` goes on"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,31 @@ class SearchOutcome:
     progress: Progress
     ended: str
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why candidates failed, one reason each."""
+        outcomes = (candidate.outcome for candidate in self.evaluated)
+        return tuple(outcome.reason for outcome in outcomes if isinstance(outcome, Failure))
+
+
+def _lowest_upper_end(problem: Problem) -> tuple[Cheapest, StaticCost]:
+    """The member whose interval ends lowest, on a target whose table answers for every kernel."""
+
+    def latency_ms(shape: Shape, block: BlockSpec) -> float:
+        return problem.costs.block(shape, block).latency_ms
+
+    def calibrated_ms(shape: Shape, block: BlockSpec) -> float:
+        part = problem.costs.block(shape, block)
+        return part.latency_ms + (OUT_OF_QUESTION_MS if part.tier is Tier.extrapolated else 0)
+
+    fastest = cheapest_member(problem.space, problem.task, latency_ms)
+    found = fastest, problem.costs(fastest.spec)
+    if found[1].latency.high_ms > problem.settings.budget_ms:
+        # Within a tier the interval's end rises with the latency, but it is nearer without extrapolated kernels.
+        surest = cheapest_member(problem.space, problem.task, calibrated_ms)
+        return min(found, (surest, problem.costs(surest.spec)), key=lambda each: each[1].latency.high_ms)
+    return found
+
 
 @lru_cache(maxsize=1)
 def check_budget(problem: Problem) -> dict[str, Gene]:
@@ -97,14 +138,12 @@ def check_budget(problem: Problem) -> dict[str, Gene]:
     Raises:
         InfeasibleBudget: it does not.
     """
-    exact = not problem.measures_on_the_spot
-    if exact:
-        fastest = cheapest_member(
-            problem.space, problem.task, lambda shape, block: problem.costs.block(shape, block).latency_ms
-        )
-    else:
+    if problem.measures_on_the_spot:
         fastest = cheapest_member(problem.space, problem.task, problem.costs.macs_and_overhead)
-    cost = problem.costs(fastest.spec)
+        cost, exact = problem.costs(fastest.spec), False
+    else:
+        fastest, cost = _lowest_upper_end(problem)
+        exact = True
     if cost.latency.high_ms > problem.settings.budget_ms:
         raise InfeasibleBudget(problem, fastest.spec, cost, exact)
     return fastest.genes
@@ -198,6 +237,8 @@ class Search:
         self._submit_waiting()
         while self._window[0].outcome is None:
             finished = self._executor.wait()
+            if isinstance(finished.result, Failure) and not finished.result.lasting:
+                raise EvaluationsBroken(finished.result)
             pending = self._out.pop(finished.handle)
             pending.outcome = finished.result
             self._results.add(Key(pending.proposal.arch_id, EARLY), finished.result)

@@ -43,9 +43,9 @@ def test_the_same_architecture_at_another_fidelity_is_another_finding(three):
     assert three.get(Key("bbbb", "trained")) is None
 
 
-def test_the_first_finding_stays(path, three):
+def test_a_later_finding_takes_the_place_of_an_earlier_one(path, three):
     three.add(FIRST, {"dispersion": 9.0})
-    assert three.get(FIRST) == VALUES
+    assert three.get(FIRST) == {"dispersion": 9.0}
     assert known(ResultStore(path)) == known(three)
 
 

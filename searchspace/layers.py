@@ -143,8 +143,10 @@ class BranchedConv(nn.Module):
 
 
 def _padded_and_cropped(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
-    # Torch's pad crops first, which fails for the corner of a large kernel on a small map, where only padding is left.
     left, right, top, bottom = (max(-side, 0) for side in sides)
+    if left + right < x.shape[3] and top + bottom < x.shape[2]:
+        return nn.functional.pad(x, sides)
+    # Torch's pad crops first, which fails for the corner of a large kernel on a small map, where only padding is left.
     x = nn.functional.pad(x, [max(side, 0) for side in sides])
     return x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
 

@@ -7,6 +7,7 @@ that differ in nothing else share their deploy graph, its cost and its latency.
 
 import hashlib
 import json
+import math
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -72,8 +73,20 @@ def is_train_gene(gene: Field[Any]) -> bool:
 
 
 def spec_id(spec: ArchSpec) -> str:
-    """12 hex digits that name the network with its train genes; stable across runs and machines."""
-    return hashlib.sha256(json.dumps(spec_to_dict(spec), sort_keys=True).encode()).hexdigest()[:12]
+    """12 hex digits that name the network with its train genes; stable across runs, machines and versions.
+
+    What a block leaves at its default plays no part, so that a family can gain a field without renaming its networks.
+    """
+    stages = [[_chosen(block) for block in stage] for stage in spec.stages]
+    named = [list(spec.input_shape), _chosen(spec.stem), stages, _chosen(spec.head)]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _chosen(block: BlockSpec) -> dict[str, Any]:
+    defaults = {gene.name: _plain(gene.default) for gene in fields(block) if not _has_no_default(gene)}
+    return {
+        name: value for name, value in _block_to_dict(block).items() if name not in defaults or value != defaults[name]
+    }
 
 
 def deploy_id(spec: ArchSpec) -> str:
@@ -113,6 +126,8 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 6 and 6.0 are equal, and so must be what is made of them
     return value
 
 
@@ -230,7 +245,7 @@ def read_spec(path: Path) -> ArchSpec:
     """
     try:
         return spec_from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, SpecError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError, SpecError) as error:
         raise SpecError(f"{path}: {' '.join(str(error).split())}") from error
 
 
@@ -238,11 +253,13 @@ def positive(**values: float) -> None:
     """Checks at a block's door.
 
     Raises:
-        ValueError: one of the named values is not above zero.
+        ValueError: one of the named values is not above zero, or without end.
     """
     for name, value in values.items():
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
+        if value == math.inf:
+            raise ValueError(f"{name} must be finite, got {value}")
 
 
 def not_negative(**values: float) -> None:

@@ -46,8 +46,8 @@ class InvertedResidual:
 
 
 def hidden_width(in_channels: int, spec: InvertedResidual) -> int:
-    """The number of channels that the depthwise convolution filters."""
-    return round(in_channels * spec.expand)
+    """The number of channels that the depthwise convolution filters, at least one."""
+    return max(1, round(in_channels * spec.expand))
 
 
 class InvertedResidualBlock(nn.Module):

@@ -77,7 +77,7 @@ class FormulaExecutor:
 @pytest.fixture(scope="session")
 def problem():
     """edge-small on the rk3288 within 100 ms, which most random networks keep."""
-    return resolve(StudySettings(study="study", target="rk3288", budget="100ms", data_limit=200, trials=24))
+    return resolve(StudySettings(study="study", target="rk3288", budget="100ms", data_limit=200, trials=36))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ GENES = {f"gene{index}": tuple(range(3 + index % 3)) for index in range(8)} | {
     "family": ("rdp", "ir"),
     "squeeze_excite": (False, True),
     "expand": (1, 2.5, 6),
+    "settled": (7,),
 }
 
 
@@ -39,14 +40,14 @@ def genes_of(proposed):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_same_seed_proposes_the_same_and_another_seed_does_not(name):
-    first, again, other = (genes_of(drive(Sampling(name, seed), 90)) for seed in (3, 3, 4))
+    first, again, other = (genes_of(drive(Sampling(name, seed, GENES), 90)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_answer_is_one_of_the_options_with_its_type(name):
-    for genes in genes_of(drive(Sampling(name, 0), 60)):
+    for genes in genes_of(drive(Sampling(name, 0, GENES), 60)):
         for gene, value in genes.items():
             assert any(value == option and type(value) is type(option) for option in GENES[gene])
 
@@ -58,8 +59,10 @@ def test_there_are_the_four_samplers_that_are_promised():
 @pytest.mark.parametrize("name", ["nsga2", "nsga3", "tpe"])
 def test_what_is_rejected_steers_towards_what_fits(name, monkeypatch):
     monkeypatch.setattr(sampling, "POPULATION", 20)
-    feasible = [1 + sum(g[f"gene{i}"] for i in range(3)) <= 4.5 for g in genes_of(drive(Sampling(name, 1), 240))]
-    by_chance = [1 + sum(g[f"gene{i}"] for i in range(3)) <= 4.5 for g in genes_of(drive(Sampling("random", 1), 240))]
+    feasible = [1 + sum(g[f"gene{i}"] for i in range(3)) <= 4.5 for g in genes_of(drive(Sampling(name, 1, GENES), 240))]
+    by_chance = [
+        1 + sum(g[f"gene{i}"] for i in range(3)) <= 4.5 for g in genes_of(drive(Sampling("random", 1, GENES), 240))
+    ]
     assert sum(feasible[120:]) > sum(by_chance[120:]) + 20
 
 
@@ -70,8 +73,8 @@ def test_scores_are_maximised(name, monkeypatch):
     def fours(genes):
         return float(sum(genes[f"gene{index}"] for index in range(3, 8)))
 
-    tail = genes_of(drive(Sampling(name, 2), 300, best=fours))[-60:]
-    chance = genes_of(drive(Sampling("random", 2), 300, best=fours))[-60:]
+    tail = genes_of(drive(Sampling(name, 2, GENES), 300, best=fours))[-60:]
+    chance = genes_of(drive(Sampling("random", 2, GENES), 300, best=fours))[-60:]
     assert sum(map(fours, tail)) > sum(map(fours, chance)) + 60
 
 
@@ -81,7 +84,7 @@ def test_scores_are_maximised(name, monkeypatch):
 def test_genes_that_are_put_first_enter_the_population(name, generation, monkeypatch):
     # Without the tag of a generation a trial is never a parent, and Optuna does not tag enqueued trials by itself.
     monkeypatch.setattr(sampling, "POPULATION", 6)
-    one = Sampling(name, 0)
+    one = Sampling(name, 0, GENES)
     seed = {gene: options[-1] for gene, options in GENES.items()} | {"gene0": 0, "gene1": 0, "gene2": 0}
     one.enqueue(seed)
     proposed = drive(one, 80, best=lambda genes: 1e3 if genes == seed else 0.0)
@@ -95,7 +98,7 @@ def test_genes_that_are_put_first_enter_the_population(name, generation, monkeyp
 
 
 def test_a_constraint_is_optunas_own_and_keeps_the_infeasible_out_of_the_best():
-    one = Sampling("nsga2", 0)
+    one = Sampling("nsga2", 0, GENES)
     frozen = []
     for high_ms, score, latency_ms in ((4.0, 0.0, 2.0), (5.0, 0.5, 3.0), (6.0, 1.0, 1.0)):
         trial = one.ask()
@@ -111,7 +114,7 @@ def test_a_constraint_is_optunas_own_and_keeps_the_infeasible_out_of_the_best():
 
 
 def test_a_rejected_proposal_is_told_to_the_sampler_as_complete():
-    one = Sampling("nsga2", 0)
+    one = Sampling("nsga2", 0, GENES)
     trial = one.ask()
     set_constraint(trial, 6.0, 5.0)
     one.tell_rejected(trial, 4.0)
@@ -119,7 +122,7 @@ def test_a_rejected_proposal_is_told_to_the_sampler_as_complete():
 
 
 def test_a_skipped_trial_is_neither_complete_nor_best():
-    one = Sampling("nsga2", 0)
+    one = Sampling("nsga2", 0, GENES)
     trial = one.ask()
     choice_of(trial)("family", ("rdp", "ir"))
     set_constraint(trial, 1.0, 2.0)
@@ -128,6 +131,6 @@ def test_a_skipped_trial_is_neither_complete_nor_best():
 
 
 def test_a_constraint_that_is_no_number_is_refused():
-    trial = Sampling("random", 0).ask()
+    trial = Sampling("random", 0, GENES).ask()
     with pytest.raises(ValueError):
         set_constraint(trial, float("nan"), 5.0)

@@ -20,7 +20,7 @@ from searchspace.choosers import G, Gene
 from searchspace.network import block_graph
 from searchspace.part import Question, outcomes
 from searchspace.registry import BlockSpec
-from searchspace.space import Entrance, Space, StagePart, Task, gene_options, stage_prefix
+from searchspace.space import Entrance, Space, StagePart, Task, assembled, gene_options, stage_prefix
 from searchspace.spec import ArchSpec, Stage
 
 # What a block costs after a shape; never negative, and never less for operations that are added to it.
@@ -152,7 +152,7 @@ class _Unanswered(Exception):
 
 def _cheapest(space: Space, arrived: _Arrived, spent: float) -> Cheapest:
     town = arrived.town
-    spec = ArchSpec(town.entrance.input_shape, town.entrance.stem, town.stages, arrived.head)
+    spec = assembled(town.entrance, town.stages, arrived.head)
     read = town.genes | arrived.genes
     # What was not read has a single option or no say; a record of genes answers it all the same.
     genes = {name: read.get(name, options[0]) for name, options in gene_options(space).items()}

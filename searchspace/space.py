@@ -79,8 +79,12 @@ def member(space: Space, choose: Choose, task: Task) -> ArchSpec:
         stage = tuple(part.build(ask(part, choose, stage_prefix(index)), shape))
         stages.append(stage)
         shape = stage_output(shape, stage)
-    spec = ArchSpec(entrance.input_shape, entrance.stem, tuple(stages), head)
-    return space.train.build(ask(space.train, choose), spec)
+    return space.train.build(ask(space.train, choose), assembled(entrance, stages, head))
+
+
+def assembled(entrance: Entrance, stages: Iterable[Stage], head: BlockSpec) -> ArchSpec:
+    """The network of these parts; a stage without blocks leaves no trace, so that equal networks are equal specs."""
+    return ArchSpec(entrance.input_shape, entrance.stem, tuple(stage for stage in stages if stage), head)
 
 
 def gene_options(space: Space) -> dict[str, tuple[Gene, ...]]:

@@ -81,7 +81,10 @@ def ask(part: Part[In, Out], choose: Choose, prefix: str = "") -> Answer:
 
 
 def outcomes(part: Part[In, Out], given: In) -> Iterator[tuple[dict[str, Gene], Out]]:
-    """Everything that a part builds from what is given, with the answers that were read for it."""
+    """Everything that a part builds from what is given, with the answers that were read for it.
+
+    An iterator is built before it reads anything; make it a tuple in `build`.
+    """
     options: dict[str, Any] = dict(part.options)
 
     def build(choose: Choose) -> Out:

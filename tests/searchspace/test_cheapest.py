@@ -105,9 +105,10 @@ def test_a_space_without_stages_has_a_cheapest_member():
 
 def test_of_options_that_only_add_the_first_that_is_allowed_is_tried_alone():
     kernel = Question("kernel", (3, 5))
-    depth = Question("depth", (1, 2, 3), only_adds=True)
-    part = Part((kernel, depth), lambda answer, shape: (InvertedResidual(8, 1, answer(kernel)),) * answer(depth))
-    space = narrowed(Space("deep", ENTRANCE, CLASSIFIER, (part,)), {"stage1.depth": (3, 2)})
+    times = Question("times", (1, 2, 3), only_adds=True)
+    # Nothing that really only adds, so that it shows in the blocks which options were tried.
+    part = Part((kernel, times), lambda answer, shape: (InvertedResidual(8, 1, answer(kernel), answer(times)),))
+    space = narrowed(Space("wide", ENTRANCE, CLASSIFIER, (part,)), {"stage1.times": (3, 2)})
     priced = set()
 
     def price(shape, block):
@@ -115,8 +116,9 @@ def test_of_options_that_only_add_the_first_that_is_allowed_is_tried_alone():
         return 1.0
 
     found = cheapest_member(space, TASK, price)
-    assert (found.price, found.genes["stage1.depth"]) == (4.0, 2)
-    assert {block.kernel for block in priced if isinstance(block, InvertedResidual)} == {3, 5}
+    assert (found.price, found.genes["stage1.times"]) == (3.0, 2)
+    tried = {(block.kernel, block.expand) for block in priced if isinstance(block, InvertedResidual)}
+    assert tried == {(3, 2), (5, 2)}
 
 
 def test_what_is_not_read_has_its_first_option_in_the_genes():

@@ -168,6 +168,7 @@ def _parc(shared: WidthAndDepth, base: int) -> StagePart:
 
 
 def _stage_at_half(widths: tuple[int, ...]) -> StagePart:
+    # Without blocks the stem's width stays, so that this depth does more than add.
     shared = (Question("width", widths), Question("depth", (0, 1, 2)))
     families = one_of("family", {"rdp": _rdp(shared, lambda shape: 1), "ir": _inverted(shared, lambda shape: 1)})
     _, depth = shared

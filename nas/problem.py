@@ -61,7 +61,7 @@ def resolve(settings: StudySettings) -> Problem:
     opened = dataset(data)
     task = Task(opened.channels, opened.num_classes)
     allowed = {name: values if isinstance(values, list) else [values] for name, values in settings.genes.items()}
-    space = narrowed(space_named(settings.space), allowed, task)
+    space = narrowed(space_named(settings.space), allowed)
     return Problem(
         settings,
         target,

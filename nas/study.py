@@ -164,9 +164,7 @@ class Search:
         self._results = ResultStore(folder / RESULTS)
         self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
         self._kept = self._durable.get_trials(deepcopy=False)
-        self._sampling = Sampling(
-            problem.settings.sampler, problem.settings.seed, gene_options(problem.space, problem.task)
-        )
+        self._sampling = Sampling(problem.settings.sampler, problem.settings.seed, gene_options(problem.space))
         self._proposer = Proposer(problem, self._sampling, fastest={})
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()

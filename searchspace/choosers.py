@@ -1,7 +1,7 @@
 """Ways to answer a space's questions: at random, from a record, or all of them in turn.
 
-A space is a function of `choose(name, options)`, asked for every gene in a fixed order whether or not the gene ends up
-in the network. What answers is interchangeable; Optuna's lives in `nas.sampling`.
+A space asks `choose(name, options)` for every gene in a fixed order, whether or not the gene ends up in the network.
+What answers is interchangeable; Optuna's lives in `nas.sampling`.
 """
 
 import random

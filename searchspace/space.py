@@ -1,28 +1,21 @@
 """What a space is: networks as answers to questions, asked in a fixed order, stage by stage.
 
-A space is written once, as functions of `choose`. Its frame (input, stem, head) and its stages are separate functions,
-each seeing only the shape that enters it, so that costs can be minimised stage by stage and not by trial and error.
+A space is a row of parts: how an image enters, the head, the stages. Each stage sees only the shape that enters it, so
+that costs can be minimised block by block and not by trial and error.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hardware.ops import Shape
 from hardware.strict_yaml import nearest
-from searchspace.choosers import Choose, G, Gene, prefixed
+from searchspace.choosers import Choose, Gene
 from searchspace.network import block_graph
+from searchspace.part import In, Out, Part, ask
 from searchspace.registry import BlockSpec
 from searchspace.spec import ArchSpec, SpecError, Stage
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What stands around the stages."""
-
-    input_shape: tuple[int, int, int]
-    stem: BlockSpec
-    head: BlockSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,50 +26,73 @@ class Task:
     classes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The image and what it meets first."""
+
+    input_shape: tuple[int, int, int]
+    stem: BlockSpec
+
+
+# Blocks one after the other, each as soon as the answers that it needs were read.
+StagePart = Part[Shape, Iterable[BlockSpec]]
+
+# Train genes cost nothing on a device; most spaces leave them to the finalists.
+NO_TRAIN_GENES: Part[ArchSpec, ArchSpec] = Part((), lambda answer, spec: spec)
+
+
 @dataclass(frozen=True)
 class Space:
-    """A set of networks: the frame first, then each stage from the shape that enters it.
+    """A set of networks: entrance, head and stages in the order of asking; each stage from the shape that enters it.
 
-    Every function asks for all of its genes in a fixed order, whatever the answers: samplers cross genes over by name,
-    and a gene that is sometimes missing would be drawn at random instead.
+    Every question is asked whatever the answers: samplers cross genes over by name, and a gene that is sometimes
+    missing would be drawn at random instead.
     """
 
     name: str
-    frame: Callable[[Choose, Task], Frame]
-    stages: tuple[Callable[[Choose, Shape], Stage], ...]
-    # Train genes, which cost nothing on a device; most spaces leave them to the finalists.
-    train: Callable[[Choose, ArchSpec], ArchSpec] = lambda choose, spec: spec
+    entrance: Part[Task, Entrance]
+    head: Part[Task, BlockSpec]
+    stages: tuple[StagePart, ...]
+    train: Part[ArchSpec, ArchSpec] = NO_TRAIN_GENES
 
-    def stage(self, index: int, choose: Choose, in_shape: Shape) -> Stage:
-        """Stage `index` after a shape, its genes named `stage1.width` and so on."""
-        return self.stages[index](prefixed(choose, f"stage{index + 1}."), in_shape)
+    def parts(self) -> Iterator[tuple[str, Part[Any, Any]]]:
+        """Each part with the prefix of its genes' names, in the order of asking."""
+        yield "", self.entrance
+        yield "", self.head
+        for index, stage in enumerate(self.stages):
+            yield stage_prefix(index), stage
+        yield "", self.train
+
+
+def stage_prefix(index: int) -> str:
+    """What stands before the names of a stage's genes: `stage1.` for the first, whose index is 0."""
+    return f"stage{index + 1}."
 
 
 def member(space: Space, choose: Choose, task: Task) -> ArchSpec:
     """The network that the answers of `choose` describe; several answers can describe the same one."""
-    frame = space.frame(choose, task)
-    shape = block_graph(frame.input_shape, frame.stem).output_shape
-    stages = []
-    for index in range(len(space.stages)):
-        stage = space.stage(index, choose, shape)
+    entrance = space.entrance.build(ask(space.entrance, choose), task)
+    head = space.head.build(ask(space.head, choose), task)
+    shape = block_graph(entrance.input_shape, entrance.stem).output_shape
+    stages: list[Stage] = []
+    for index, part in enumerate(space.stages):
+        stage = tuple(part.build(ask(part, choose, stage_prefix(index)), shape))
         stages.append(stage)
         shape = stage_output(shape, stage)
-    return space.train(choose, ArchSpec(frame.input_shape, frame.stem, tuple(stages), frame.head))
+    return space.train.build(ask(space.train, choose), assembled(entrance, stages, head))
 
 
-def gene_options(space: Space, task: Task) -> dict[str, tuple[Gene, ...]]:
+def assembled(entrance: Entrance, stages: Iterable[Stage], head: BlockSpec) -> ArchSpec:
+    """The network of these parts; a stage without blocks leaves no trace, so that equal networks are equal specs."""
+    return ArchSpec(entrance.input_shape, entrance.stem, tuple(stage for stage in stages if stage), head)
+
+
+def gene_options(space: Space) -> dict[str, tuple[Gene, ...]]:
     """Every gene of a space with its options, in the order of asking."""
-    asked: dict[str, tuple[Gene, ...]] = {}
-
-    def choose(name: str, options: Sequence[G]) -> G:
-        asked[name] = tuple(options)
-        return options[0]
-
-    member(space, choose, task)
-    return asked
+    return {prefix + name: options for prefix, part in space.parts() for name, options in part.options.items()}
 
 
-def narrowed(space: Space, allowed: Mapping[str, Sequence[Gene]], task: Task) -> Space:
+def narrowed(space: Space, allowed: Mapping[str, Sequence[Gene]]) -> Space:
     """The space with some genes held to fewer options, or to one.
 
     A key names a gene, or several by `*` and `?` as in `stage*.kernel`; what it allows must be among the options of
@@ -85,7 +101,7 @@ def narrowed(space: Space, allowed: Mapping[str, Sequence[Gene]], task: Task) ->
     Raises:
         SpecError: a key names no gene, or allows nothing that is offered.
     """
-    options = gene_options(space, task)
+    options = gene_options(space)
     kept = dict(options)
     for pattern, values in allowed.items():
         names = fnmatch.filter(options, pattern)
@@ -100,29 +116,16 @@ def narrowed(space: Space, allowed: Mapping[str, Sequence[Gene]], task: Task) ->
                     f"genes.{pattern}: {name} is one of {offered}; got {', '.join(map(str, wrong or values))}"
                 )
 
-    def narrow(choose: Choose) -> Choose:
-        def choose_allowed(name: str, options: Sequence[G]) -> G:
-            return choose(name, tuple(option for option in options if option in kept[name]))
+    def narrow(part: Part[In, Out], prefix: str = "") -> Part[In, Out]:
+        questions = tuple(replace(each, options=kept[prefix + each.name]) for each in part.questions)
+        return replace(part, questions=questions)
 
-        return choose_allowed
-
-    def narrow_stage(index: int) -> Callable[[Choose, Shape], Stage]:
-        prefix = f"stage{index + 1}."
-
-        def stage(choose: Choose, in_shape: Shape) -> Stage:
-            # `choose` puts the prefix in front itself; here it is needed to look the gene up.
-            def choose_allowed(name: str, options: Sequence[G]) -> G:
-                return choose(name, tuple(option for option in options if option in kept[prefix + name]))
-
-            return space.stages[index](choose_allowed, in_shape)
-
-        return stage
-
-    return Space(
-        space.name,
-        lambda choose, task: space.frame(narrow(choose), task),
-        tuple(map(narrow_stage, range(len(space.stages)))),
-        lambda choose, spec: space.train(narrow(choose), spec),
+    return replace(
+        space,
+        entrance=narrow(space.entrance),
+        head=narrow(space.head),
+        stages=tuple(narrow(stage, stage_prefix(index)) for index, stage in enumerate(space.stages)),
+        train=narrow(space.train),
     )
 
 

@@ -29,7 +29,8 @@ from nas.study import RESULTS, WINDOW, InfeasibleBudget, Search, check_budget
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
-from searchspace.space import Frame, Space
+from searchspace.part import Part, Question
+from searchspace.space import Entrance, Space
 from searchspace.spec import deploy_id, read_spec, spec_id, write_spec
 from tests.nas.conftest import FormulaExecutor, Stopped, formula
 
@@ -310,14 +311,13 @@ def test_time_that_is_up_ends_the_search_with_what_is_out_told(run_search, chang
 def four_members():
     """Two widths by two depths, with a gene that changes nothing."""
 
-    def frame(choose, task):
-        choose("idle", (1, 2, 3))
-        return Frame((task.channels, 16, 16), Rep(8, 2), Classifier(task.classes))
-
-    def stage(choose, in_shape):
-        return (Rdp(choose("width", (8, 16)), 2),) * choose("depth", (1, 2))
-
-    return Space("four", frame, (stage,))
+    width, depth = Question("width", (8, 16)), Question("depth", (1, 2))
+    return Space(
+        "four",
+        Part((Question("idle", (1, 2, 3)),), lambda answer, task: Entrance((task.channels, 16, 16), Rep(8, 2))),
+        Part((), lambda answer, task: Classifier(task.classes)),
+        (Part((width, depth), lambda answer, in_shape: (Rdp(answer(width), 2),) * answer(depth)),),
+    )
 
 
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3", "tpe", "random"])

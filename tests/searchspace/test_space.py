@@ -2,11 +2,14 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
+from searchspace.blocks.rdp import Rdp
 from searchspace.choosers import every_outcome, random_choice, recording, replay
-from searchspace.space import Space, Task, gene_options, member, narrowed
+from searchspace.part import Part, Question
+from searchspace.space import Task, gene_options, member, narrowed
 from searchspace.spaces import EDGE_SMALL, PBCONV_LAYOUTS, SPACES, space_named
 from searchspace.spec import SpecError
 
@@ -20,14 +23,14 @@ def asked(space, seed=0):
 
 
 def test_nothing_narrowed_is_the_same_space():
-    space = narrowed(EDGE_SMALL, {}, TASK)
+    space = narrowed(EDGE_SMALL, {})
     for seed in range(20):
         assert asked(space, seed) == asked(EDGE_SMALL, seed)
 
 
 def test_a_gene_keeps_its_place_and_name_and_loses_options():
-    space = narrowed(EDGE_SMALL, {"stage2.width": (96, 16), "resolution": (48,)}, TASK)
-    before, after = gene_options(EDGE_SMALL, TASK), gene_options(space, TASK)
+    space = narrowed(EDGE_SMALL, {"stage2.width": (96, 16), "resolution": (48,)})
+    before, after = gene_options(EDGE_SMALL), gene_options(space)
     assert list(after) == list(before)
     changed = {name: options for name, options in after.items() if options != before[name]}
     # In the space's order, whatever the order they were given in.
@@ -35,15 +38,15 @@ def test_a_gene_keeps_its_place_and_name_and_loses_options():
 
 
 def test_a_pattern_names_several_genes_and_the_last_word_is_not_the_only_one():
-    space = narrowed(EDGE_SMALL, {"stage*.kernel": (3, 5), "stage?.kernel": (5, 7), "stage1.*_excite": (False,)}, TASK)
-    options = gene_options(space, TASK)
+    space = narrowed(EDGE_SMALL, {"stage*.kernel": (3, 5), "stage?.kernel": (5, 7), "stage1.*_excite": (False,)})
+    options = gene_options(space)
     assert {options[f"stage{index}.kernel"] for index in (1, 2, 3, 4)} == {(5,)}
     assert options["stage1.squeeze_excite"] == (False,)
     assert options["stage2.squeeze_excite"] == (False, True)
 
 
 def test_members_of_a_narrowed_space_are_members_of_the_wide_one():
-    space = narrowed(EDGE_SMALL, {"stage*.family": ("ir",), "head.width": (128, 512)}, TASK)
+    space = narrowed(EDGE_SMALL, {"stage*.family": ("ir",), "head.width": (128, 512)})
     for seed in range(30):
         genes, spec = asked(space, seed)
         assert member(EDGE_SMALL, replay(genes), TASK) == spec
@@ -51,7 +54,7 @@ def test_members_of_a_narrowed_space_are_members_of_the_wide_one():
 
 
 def test_train_genes_can_be_narrowed_too():
-    space = narrowed(PBCONV_LAYOUTS, {"layout.type*": ("1x3",)}, TASK)
+    space = narrowed(PBCONV_LAYOUTS, {"layout.type*": ("1x3",)})
     specs = {spec for _, spec in (asked(space, seed) for seed in range(20))}
     assert len(specs) == 1
     (only,) = specs
@@ -60,7 +63,7 @@ def test_train_genes_can_be_narrowed_too():
 
 def test_a_space_held_to_one_answer_has_one_member():
     genes, spec = asked(EDGE_SMALL, 3)
-    space = narrowed(EDGE_SMALL, {name: (value,) for name, value in genes.items()}, TASK)
+    space = narrowed(EDGE_SMALL, {name: (value,) for name, value in genes.items()})
     assert [outcome for _, outcome in every_outcome(lambda choose: member(space, choose, TASK))] == [spec]
 
 
@@ -83,7 +86,7 @@ def test_a_space_held_to_one_answer_has_one_member():
 )
 def test_what_names_no_gene_or_no_option_is_refused(allowed, message):
     with pytest.raises(SpecError, match=re.escape(message)):
-        narrowed(EDGE_SMALL, allowed, TASK)
+        narrowed(EDGE_SMALL, allowed)
 
 
 def test_spaces_go_by_their_names():
@@ -98,13 +101,12 @@ def test_an_unknown_space_is_named_with_those_that_are_known():
 
 
 def test_stages_are_asked_under_their_own_names():
-    space = Space("two", EDGE_SMALL.frame, (lambda c, s: (c("x", (1,)),), lambda c, s: (c("x", (2,)),)))
-    seen = []
+    def stage(width):
+        question = Question("x", (width,))
+        return Part((question,), lambda answer, shape: (Rdp(answer(question)),))
 
-    def choose(name, options):
-        seen.append(name)
-        return options[0]
-
-    assert space.stage(0, choose, (1, 1, 1)) == (1,)
-    assert space.stage(1, choose, (1, 1, 1)) == (2,)
-    assert seen == ["stage1.x", "stage2.x"]
+    space = replace(EDGE_SMALL, stages=(stage(4), stage(8)))
+    genes, spec = asked(space)
+    assert spec.stages == ((Rdp(4),), (Rdp(8),))
+    assert list(genes)[-2:] == ["stage1.x", "stage2.x"]
+    assert list(genes) == list(gene_options(space))

@@ -136,7 +136,7 @@ def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 256) -> Accuracy:
+def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 32) -> Accuracy:
     """How well the network in eval mode labels images; its mode is put back afterwards."""
     was_training = network.training
     network.eval()

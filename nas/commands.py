@@ -1,10 +1,12 @@
 """What each command does once its words are understood: one call into the library, then a table or JSON."""
 
 import json
+import re
 import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +63,8 @@ def default_name(draft: Mapping[str, Any]) -> str:
     """What a study is called whose user gave no name."""
     data = Path(str(draft.get("data", "digits")).partition(":")[0]).name
     text = f"{draft['target']}-{draft['budget']}-{data}"
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in text).lstrip("._-")[:80]
+    # As the pattern of `StudySettings.study` wants it; a folder of images may be called anything.
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:80]
 
 
 def checked_settings(values: Mapping[str, Any]) -> StudySettings:
@@ -116,7 +119,8 @@ def _run(problem: Problem, folder: Path, view: View) -> int:
     # A service manager's stop is Ctrl-C by another name.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with observer(view.quiet) as watching, warnings_to(watching):
+        # stdout is for the result alone, whatever libraries print while they work.
+        with observer(view.quiet) as watching, warnings_to(watching), redirect_stdout(sys.stderr):
             outcome = run_study(problem, folder, watching)
     except KeyboardInterrupt:
         print(f"interrupted; `nas resume {folder}` goes on with it", file=sys.stderr)
@@ -330,7 +334,13 @@ def measure(text: str, target_name: str, threads: int, runtime: str | None, view
         spec = read_any_spec(text, view)
         network_graph(spec)
         model = to_onnx(deploy(build_network(spec, 0).eval()), batch=1)
-    timing = time_model(model, threads=threads, protocol=Protocol(warmup_s=0.1, min_runs=50, min_s=1.0))
+    try:
+        timing = time_model(model, threads=threads, protocol=Protocol(warmup_s=0.1, min_runs=50, min_s=1.0))
+    except Exception as error:
+        # The errors of ONNX Runtime have no class in common. Of a file they mean that the file is wrong.
+        if not isinstance(model, Path):
+            raise
+        raise ConfigError(f"{model}: ONNX Runtime cannot run it ({' '.join(str(error).split())[:300]})") from error
     found = {
         "model": text,
         "target": target.name,

@@ -189,7 +189,8 @@ def read_front(folder: Path) -> dict[str, Any]:
             f"{path}: study {folder.name} has no front yet; finish it with `nas resume {folder}`"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"{path}:1: not valid JSON ({error}); `nas resume {folder}` writes it again") from error
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        raise ConfigError(f"{path}:{line}: not valid JSON ({error}); `nas resume {folder}` writes it again") from error
     if not isinstance(document, dict) or not isinstance(document.get("members"), list):
         raise ConfigError(f"{path}:1: not a front of this program; `nas resume {folder}` writes it again")
     return document

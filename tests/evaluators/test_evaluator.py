@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from evaluators.evaluator import Failure, checked, failure_from
+from evaluators.image_files import DataError
 
 
 def test_finite_values_pass_as_they_are():
@@ -28,6 +29,22 @@ def test_a_reason_is_one_line_that_says_what_kind_of_error_it_was():
     assert failure_from(ValueError("one\n  two\t three")) == Failure("ValueError: one two three")
     assert failure_from(MemoryError()) == Failure("MemoryError: ")
     assert failure_from(SystemExit(3)) == Failure("SystemExit: 3")
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (ValueError("no kernel"), True),
+        (RuntimeError("shapes"), True),
+        (MemoryError(), True),
+        (FileNotFoundError(2, "gone"), False),
+        (OSError(28, "No space left on device"), False),
+        (ModuleNotFoundError("onnx"), False),
+        (DataError("a folder with one class"), False),
+    ],
+)
+def test_only_what_a_candidate_is_to_blame_for_lasts(error, lasting):
+    assert failure_from(error).lasting is lasting
 
 
 def test_a_reason_is_not_endless():

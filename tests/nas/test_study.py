@@ -25,7 +25,7 @@ from nas.jobs import early_job
 from nas.problem import resolve
 from nas.settings import StudySettings
 from nas.storage import open_study
-from nas.study import RESULTS, WINDOW, InfeasibleBudget, Search, check_budget
+from nas.study import RESULTS, WINDOW, EvaluationsBroken, InfeasibleBudget, Search, check_budget
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
@@ -223,6 +223,22 @@ def test_a_study_that_is_stopped_anywhere_and_resumed_is_the_study_that_was_not(
     assert outcome.evaluated == evaluated
     assert list(map(told, durable_trials(run_search.folder / "study"))) == list(map(told, durable_trials(folder)))
     assert len(looked_at) == len(set(looked_at)) == 36, "no result is computed again"
+
+
+def test_what_is_no_candidates_fault_stops_the_search_and_is_not_held_against_any(whole, run_search):
+    looked_at = itertools.count(1)
+
+    def full_at_the_twelfth(spec):
+        if next(looked_at) >= 12:
+            raise OSError(28, "No space left on device")
+        return formula(spec)
+
+    with pytest.raises(EvaluationsBroken, match=r"No space left on device; this is no candidate's fault"):
+        run_search(FormulaExecutor(answer=full_at_the_twelfth))
+    results = (run_search.folder / "study" / RESULTS).read_text()
+    assert "No space left" not in results
+    assert len(results.splitlines()) == 11
+    assert run_search(FormulaExecutor()).evaluated == whole[1]
 
 
 def test_a_crash_between_the_two_files_of_a_study_is_made_good(whole, run_search):

@@ -102,6 +102,6 @@ def test_the_stand_in_for_a_latency_counts_operations_too():
     assert costs.macs_and_overhead((8, 4, 4), Rdp(8)) == macs + MACS_PER_OPERATION * len(graph.nodes)
     # So that the cheapest member by it is a shallow one.
     plain = {"stage*.kernel": (3,), "stage*.expand": (3,), "stage*.squeeze_excite": (False,)}
-    space = narrowed(EDGE_SMALL, plain, Task(1, 10))
+    space = narrowed(EDGE_SMALL, plain)
     cheapest = cheapest_member(space, Task(1, 10), costs.macs_and_overhead).spec
     assert [len(stage) for stage in cheapest.stages] == [1, 1, 2, 1]

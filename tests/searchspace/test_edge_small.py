@@ -14,6 +14,7 @@ from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.choosers import random_choice, replay
 from searchspace.network import Network, deploy_graph
+from searchspace.part import ask
 from searchspace.space import Task, gene_options, largest_useful_kernel, member, stage_output
 from searchspace.spaces import EDGE_SMALL
 from searchspace.spec import ArchSpec
@@ -92,7 +93,7 @@ def test_five_milliseconds_are_a_budget_that_some_members_keep_and_most_do_not()
 
 
 def test_inputs_are_from_32_to_96_pixels():
-    options = gene_options(EDGE_SMALL, CIFAR10)
+    options = gene_options(EDGE_SMALL)
     assert (min(options["resolution"]), max(options["resolution"])) == (32, 96)
     assert {spec.input_shape[1] for spec in members(100)} == set(options["resolution"])
 
@@ -101,8 +102,8 @@ def test_inputs_are_from_32_to_96_pixels():
 def test_a_map_is_not_made_smaller_than_two_by_two(size):
     choose = random_choice(random.Random(size))
     sides = {
-        stage_output((8, size, size), EDGE_SMALL.stage(index, choose, (8, size, size)))[1]
-        for index in range(4)
+        stage_output((8, size, size), tuple(stage.build(ask(stage, choose), (8, size, size))))[1]
+        for stage in EDGE_SMALL.stages
         for _ in range(40)
     }
     # A stage of stride 2 halves, rounding up; one of stride 1 leaves the size.

@@ -91,6 +91,10 @@ def test_costs_are_those_of_the_whole_graph_and_sums_over_blocks(space, costs):
     for spec in members(space):
         whole, static = cost(deploy_graph(spec)), costs(spec)
         assert (static.macs, static.params) == (whole.macs, whole.params)
+        assert static.peak_memory_bytes == whole.peak_memory_bytes
+        kernels = kernels_of(spec, costs.target)
+        latency_ms = sum(costs.target.latency_model.kernel(kernel).value_ms * kernels[kernel] for kernel in kernels)
+        assert price(costs, spec) == pytest.approx(latency_ms, rel=1e-12)
         parts = [cost(block_graph(shape, block)) for shape, block in blocks_with_shapes(spec)]
         assert whole.macs == sum(part.macs for part in parts)
         assert whole.params == sum(part.params for part in parts)

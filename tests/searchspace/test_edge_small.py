@@ -4,20 +4,34 @@ import random
 
 import pytest
 import torch
+import yaml
+from torch import nn
 
 from evaluators.static import StaticCosts
 from hardware.cost import cost
+from hardware.kernels import fuse
+from hardware.latency_table import worst_tier
 from hardware.targets import load_target
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
+from searchspace.cheapest import cheapest_member
 from searchspace.choosers import random_choice, replay
+<<<<<<< Updated upstream
 from searchspace.network import Network, deploy_graph
+=======
+from searchspace.deploy_module import DeployModule
+from searchspace.network import Network, build_network, deploy, deploy_graph
+>>>>>>> Stashed changes
 from searchspace.part import ask
 from searchspace.space import Task, gene_options, largest_useful_kernel, member, stage_output
 from searchspace.spaces import EDGE_SMALL
-from searchspace.spec import ArchSpec
+from searchspace.spec import ArchSpec, spec_from_dict, spec_id, spec_to_dict
+
+# libyaml's are ten times faster where they are built in.
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 CIFAR10 = Task(channels=3, classes=10)
 
@@ -100,14 +114,86 @@ def test_inputs_are_from_32_to_96_pixels():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
 def test_a_map_is_not_made_smaller_than_two_by_two(size):
+<<<<<<< Updated upstream
     choose = random_choice(random.Random(size))
     sides = {
         stage_output((8, size, size), tuple(stage.build(ask(stage, choose), (8, size, size))))[1]
         for stage in EDGE_SMALL.stages
         for _ in range(40)
     }
+=======
+    shape, choose = (8, size, size), random_choice(random.Random(size))
+    stages = [tuple(part.build(ask(part, choose), shape)) for part in EDGE_SMALL.stages for _ in range(40)]
+>>>>>>> Stashed changes
     # A stage of stride 2 halves, rounding up; one of stride 1 leaves the size.
-    assert sides == ({size} if size <= 2 else {size, (size + 1) // 2})
+    halved = {(size + 1) // 2} if size > 2 else set()
+    assert {stage_output(shape, stage)[1] for stage in stages} == {size} | halved
+
+
+def test_a_thousand_members_emit_a_graph_for_their_task_and_survive_yaml():
+    ids = {}
+    for spec in members(1000, seed=2):
+        graph = deploy_graph(spec)
+        assert (graph.input_shape, graph.output_shape) == (spec.input_shape, (10,))
+        text = yaml.dump(spec_to_dict(spec), Dumper=DUMPER, sort_keys=False)
+        again = spec_from_dict(yaml.load(text, Loader=LOADER))
+        assert again == spec
+        assert spec_id(again) == spec_id(spec)
+        assert ids.setdefault(spec_id(spec), spec) == spec, "an id names one network"
+    assert len(ids) > 900
+
+
+@pytest.mark.parametrize("target", [("rk3288", 1), ("rk3288", 4)], ids=str)
+def test_costs_summed_over_blocks_are_those_of_the_whole_graph(target):
+    device = load_target(target[0], threads=target[1])
+    costs = StaticCosts(device)
+    for spec in members(300, seed=3):
+        graph, found = deploy_graph(spec), costs(spec)
+        assert found.peak_memory_bytes == cost(graph).peak_memory_bytes
+        kernels = [device.latency_model.kernel(kernel) for kernel in fuse(graph, device.fusion_rules)]
+        whole = device.latency_model.network(
+            sum(kernel.value_ms for kernel in kernels), worst_tier(kernel.tier for kernel in kernels)
+        )
+        assert found.latency.value_ms == pytest.approx(whole.value_ms, rel=1e-12)
+        assert found.latency.high_ms == pytest.approx(whole.high_ms, rel=1e-12)
+        assert found.latency.tier is whole.tier
+
+
+def test_no_random_member_of_two_thousand_is_cheaper_than_the_cheapest():
+    costs = StaticCosts(load_target("rk3288"))
+    cheapest = cheapest_member(EDGE_SMALL, CIFAR10, lambda shape, block: costs.block(shape, block).latency_ms)
+    assert cheapest.price == pytest.approx(costs(cheapest.spec).latency.value_ms, rel=1e-12)
+    assert min(costs(spec).latency.value_ms for spec in members(2000, seed=4)) >= cheapest.price * (1 - 1e-12)
+
+
+def randomise_norms(network, seed):
+    """Statistics and scales as after training, one variance in each norm close to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            size = part.running_mean.shape
+            part.running_mean.copy_(0.3 * torch.randn(size, generator=generator))
+            part.running_var.copy_(torch.rand(size, generator=generator) + 0.3)
+            part.running_var[0] = 1e-4
+            part.weight.data.copy_(1 + 0.3 * torch.randn(size, generator=generator))
+            part.weight.data[0] = 1e-2
+            part.bias.data.copy_(0.3 * torch.randn(size, generator=generator))
+
+
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_members_with_any_statistics_deploy_to_what_they_compute_in_either_precision(seed):
+    spec = next(spec for spec in members(200, seed) if cost(deploy_graph(spec)).macs <= 20_000_000)
+    network = build_network(spec, seed).eval()
+    randomise_norms(network, seed)
+    images = torch.randn(2, *spec.input_shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with torch.no_grad():
+        for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
+            network.to(dtype)
+            trained = network(images.to(dtype))
+            deployed = DeployModule(deploy(network))(images.to(dtype))
+            assert trained.isfinite().all()
+            assert trained.std() > 1e-3 * trained.abs().max(), "a network that returns a constant proves nothing"
+            assert (trained - deployed).abs().max() <= bound * trained.abs().max()
 
 
 def test_no_kernel_has_cells_that_only_see_padding():

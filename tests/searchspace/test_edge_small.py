@@ -18,12 +18,8 @@ from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.cheapest import cheapest_member
 from searchspace.choosers import random_choice, replay
-<<<<<<< Updated upstream
-from searchspace.network import Network, deploy_graph
-=======
 from searchspace.deploy_module import DeployModule
 from searchspace.network import Network, build_network, deploy, deploy_graph
->>>>>>> Stashed changes
 from searchspace.part import ask
 from searchspace.space import Task, gene_options, largest_useful_kernel, member, stage_output
 from searchspace.spaces import EDGE_SMALL
@@ -114,17 +110,8 @@ def test_inputs_are_from_32_to_96_pixels():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
 def test_a_map_is_not_made_smaller_than_two_by_two(size):
-<<<<<<< Updated upstream
-    choose = random_choice(random.Random(size))
-    sides = {
-        stage_output((8, size, size), tuple(stage.build(ask(stage, choose), (8, size, size))))[1]
-        for stage in EDGE_SMALL.stages
-        for _ in range(40)
-    }
-=======
     shape, choose = (8, size, size), random_choice(random.Random(size))
     stages = [tuple(part.build(ask(part, choose), shape)) for part in EDGE_SMALL.stages for _ in range(40)]
->>>>>>> Stashed changes
     # A stage of stride 2 halves, rounding up; one of stride 1 leaves the size.
     halved = {(size + 1) // 2} if size > 2 else set()
     assert {stage_output(shape, stage)[1] for stage in stages} == {size} | halved

@@ -56,8 +56,8 @@ class StudySettings(BaseModel):
     trials: Positive = 48
     time: DurationText | None = None
     iterations: Positive = 20
-    finalists: Positive = 6
-    layouts: Annotated[int, Field(ge=0)] = 3
+    finalists: Positive = 4
+    layouts: Annotated[int, Field(ge=0)] = 2
     epochs: Positive = 12
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1

@@ -76,6 +76,7 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
     shutil.rmtree(partial, ignore_errors=True)
     parity = export(network, data, splits, partial, accuracy_text(reached, plan.epochs))
     if not all(math.isfinite(each.max_abs) for each in parity.values()):
+        shutil.rmtree(partial)
         return Failure("its folded or exported form computes values that are not finite")
     shutil.rmtree(plan.folder, ignore_errors=True)
     partial.replace(plan.folder)

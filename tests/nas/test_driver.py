@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 import signal
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 
 from evaluators.evaluator import Failure
 from hardware.latency_table import Latency, Tier
+from hardware.runners.onnxruntime import Timing
 from hardware.strict_yaml import ConfigError
 from nas import driver
 from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED, WRONG_INPUT, main
@@ -17,7 +19,8 @@ from nas.commands import checked_settings, default_name
 from nas.console import QuietObserver
 from nas.driver import begin, check_same, run_study, study_record
 from nas.members import certificate, read_front
-from nas.report import summary, worth
+from nas.problem import Problem
+from nas.report import summary, worth, write_report
 from nas.settings import read_study_file, write_study_file
 from nas.storage import driver_lock
 from searchspace.spec import spec_id
@@ -86,6 +89,23 @@ def test_the_front_holds_the_finalists_that_nobody_beats(run):
         trial: accuracies[trial] for trial in expected
     }
     assert not any(beaten(each, members) for each in members)
+
+
+def test_a_model_that_is_not_what_was_trained_beats_nobody_and_is_shown_last(run):
+    first = run(StudyExecutor()).document["members"]
+    shutil.rmtree(run.folder)
+
+    def train(plan):
+        broken = {"accuracy": 1.0, "onnxruntime": {"max_abs": 1.0, "max_rel": 0.5}}
+        return trained(plan) | (broken if plan.trial == first[0]["trial"] else {})
+
+    outcome = run(StudyExecutor(train))
+    *sound, last = outcome.document["members"]
+    assert last["trial"] == first[0]["trial"]
+    assert last["certificate"]["kept"] is False
+    assert outcome.certificate_broken
+    assert [each["trial"] for each in first[1:]] == [each["trial"] for each in sound if each in first]
+    assert not any(beaten(each, sound) for each in sound)
 
 
 # The keys of face.md, and beside them two more: a measured latency takes the place of the predicted one, and there is
@@ -236,6 +256,15 @@ def test_without_a_finalist_the_front_is_empty_and_says_so(run):
     assert "No finalist was trained" in (run.folder / "report.html").read_text()
 
 
+def test_a_report_shows_names_as_text_whatever_they_hold(run):
+    outcome = run(StudyExecutor())
+    name = "<script>alert('x')</script>&amp;"
+    document = outcome.document | {"data": name, "study": name}
+    text = write_report(run.folder, document, outcome.search, document["members"], {name: 1.0}).read_text()
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;amp;") >= 3
+
+
 # Beginning
 
 
@@ -288,6 +317,39 @@ def test_a_certificate_promises_what_was_seen_and_no_more(latency, difference, k
     found = certificate(PREDICTED, latency, 5.0, difference)
     assert found.kept is kept
     assert all(word in found.why for word in words)
+
+
+@pytest.mark.parametrize(("median_ms", "kept"), [(99.0, True), (101.0, False)])
+def test_finalists_are_timed_when_nothing_else_runs_and_judged_by_that(run, monkeypatch, median_ms, kept):
+    executor = StudyExecutor()
+    timed = []
+
+    def time_model(model, **_):
+        assert executor.closed, "what is timed must have the machine to itself"
+        timed.append(model)
+        return Timing(median_ms, 0.5, median_ms + 1, 60)
+
+    monkeypatch.setattr(Problem, "measures_on_the_spot", property(lambda problem: True))
+    monkeypatch.setattr(driver, "time_model", time_model)
+    outcome = run(executor)
+    assert {path.parent.name for path in timed} == {str(plan.trial) for plan in executor.plans}
+    assert outcome.certificate_broken is not kept
+    for each in outcome.document["members"]:
+        latency = each["latency_ms"]
+        assert (latency["tier"], latency["value"]) == ("measured", median_ms)
+        assert latency["low"] <= median_ms <= latency["high"]
+        assert each["certificate"]["kept"] is kept
+        assert each["predicted_latency_ms"]["tier"] != "measured"
+
+
+def test_a_disturbed_timing_is_taken_again_and_the_quietest_counts(tmp_path, monkeypatch):
+    spreads = iter([5.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr(driver, "time_model", lambda model, **_: Timing(10.0, next(spreads), 12.0, 60))
+    assert driver.quietest_timing(tmp_path, 1).spread_ms == 2.0
+    steady = iter([5.0, 0.9, 0.1])
+    monkeypatch.setattr(driver, "time_model", lambda model, **_: Timing(10.0, next(steady), 12.0, 60))
+    assert driver.quietest_timing(tmp_path, 1).spread_ms == 0.9
+    assert next(steady) == 0.1, "nobody waits for a better one"
 
 
 # By command

@@ -25,6 +25,12 @@ with driver_lock(folder):
 
 
 @pytest.fixture
+def dead_one(tmp_path):
+    """What a driver leaves behind that is no more, its number longer than any of today."""
+    (tmp_path / "driver.lock").write_text("123456789")
+
+
+@pytest.fixture
 def holder(tmp_path):
     """Another process that drives the study."""
     with subprocess.Popen(
@@ -60,7 +66,7 @@ def three(tmp_path):
 # The lock
 
 
-def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path, holder):
+def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path, dead_one, holder):
     for _ in range(2):  # to be refused does not damage the first one's hold, nor its name
         with (
             pytest.raises(ConfigError, match=rf"one driver at a time, process {holder.pid} is running it"),

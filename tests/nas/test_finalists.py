@@ -1,0 +1,163 @@
+"""What becomes of a finalist, on a network so small that training it takes a second."""
+
+import hashlib
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from evaluators.early import EarlySettings
+from evaluators.evaluator import Failure
+from evaluators.training import Recipe
+from nas import finalists
+from nas.finalists import FinalistPlan, Parity, choose_layouts, difference, finalist_job
+from nas.problem import DataKey, dataset
+from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.inverted import InvertedResidual
+from searchspace.blocks.rdp import Rdp
+from searchspace.blocks.rep import Rep
+from searchspace.coverage import parse_layout
+from searchspace.spec import ArchSpec, deploy_form, deploy_id, read_spec, spec_id
+
+SPEC = ArchSpec(
+    (1, 16, 16), Rep(8, 2), ((Rdp(16, 2),), (InvertedResidual(16, 1, 5, 2, True, "hardswish"),)), Classifier(10)
+)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    data = DataKey("digits", 0, 200)
+    return FinalistPlan(3, SPEC, data, 1, 2, EarlySettings(iterations=3), 0, tmp_path / "models" / "3")
+
+
+@pytest.fixture
+def splits(plan):
+    return dataset(plan.data).at(16)
+
+
+# Differences
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1.0, -4.0], [1.5, -4.0], Parity(0.5, 0.125)),
+        ([1.0, -4.0], [1.0, -4.0], Parity(0.0, 0.0)),
+        ([0.0, 0.0], [0.0, 0.0], Parity(0.0, 0.0)),
+        ([1.0, math.nan], [1.0, 2.0], Parity(math.inf, math.inf)),
+        ([1.0, 2.0], [1.0, math.nan], Parity(math.inf, math.inf)),
+        ([math.nan, 2.0], [math.nan, 2.0], Parity(math.inf, math.inf)),
+        ([math.inf, 2.0], [math.inf, 2.0], Parity(math.inf, math.inf)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")
+def test_two_results_are_as_far_apart_as_their_worst_logit(first, second, expected):
+    assert difference(np.array([first]), np.array([second])) == expected
+
+
+# Layouts
+
+
+def test_the_layout_whose_kernels_disperse_most_is_taken(plan, splits, monkeypatch):
+    seen = []
+
+    def look(spec, splits, settings, seed):
+        seen.append(spec)
+        return {"dispersion": [0.2, 0.5, 0.3, 0.4][len(seen) - 1]}
+
+    monkeypatch.setattr(finalists, "look_early", look)
+    best, tried = choose_layouts(replace(plan, layouts=4), splits)
+    assert best == seen[1]
+    assert [each["dispersion"] for each in tried] == [0.2, 0.5, 0.3, 0.4]
+    assert [each["spec_id"] for each in tried] == [spec_id(spec) for spec in seen]
+    assert len(set(seen)) == 4
+    assert {deploy_form(spec) for spec in seen} == {SPEC}
+
+
+def test_a_layout_that_fails_is_passed_over_and_told(plan, splits, monkeypatch):
+    answers = iter([Failure("broken"), {"dispersion": 0.1}, Failure("broken too")])
+    monkeypatch.setattr(finalists, "look_early", lambda *_: next(answers))
+    best, tried = choose_layouts(replace(plan, layouts=3), splits)
+    assert spec_id(best) == tried[1]["spec_id"]
+    assert [each.get("failure") for each in tried] == ["broken", None, "broken too"]
+
+
+def test_without_a_layout_that_works_there_are_no_branches(plan, splits, monkeypatch):
+    monkeypatch.setattr(finalists, "look_early", lambda *_: Failure("broken"))
+    assert choose_layouts(plan, splits)[0] == SPEC
+    assert choose_layouts(replace(plan, layouts=0), splits) == (SPEC, [])
+
+
+def test_what_a_space_has_chosen_is_left_alone(plan, splits):
+    layout = parse_layout("K3:0.0.3.2-0.1.3.2")
+    chosen = replace(SPEC, stem=Rep(8, 2, layout))
+    assert choose_layouts(replace(plan, spec=chosen), splits) == (chosen, [])
+
+
+def test_layouts_follow_from_the_seed_and_the_network(plan, splits, monkeypatch):
+    monkeypatch.setattr(finalists, "look_early", lambda *_: {"dispersion": 1.0})
+    tried = [choose_layouts(own, splits)[1] for own in (plan, plan, replace(plan, seed=1))]
+    assert tried[0] == tried[1] != tried[2]
+
+
+# The whole job
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def test_a_finalist_leaves_a_whole_folder_and_says_what_is_in_it(plan):
+    found = finalist_job(plan)
+    assert sorted(path.name for path in plan.folder.parent.iterdir()) == ["3"]
+    assert found["files"] == hashes(plan.folder)
+    assert set(found["files"]) == {"spec.yaml", "model.onnx", "weights.safetensors"}
+    spec = read_spec(plan.folder / "spec.yaml")
+    assert found["spec_id"] == spec_id(spec)
+    assert found["deploy_id"] == deploy_id(SPEC) == deploy_id(spec)
+    assert len(found["layouts_tried"]) == 2
+    data = dataset(plan.data)
+    assert (found["images"], found["test_images"]) == (data.num_val, data.num_test)
+    assert all(0 <= found[name] <= 1 for name in ("accuracy", "test_accuracy"))
+    for parity in (found["folded"], found["onnxruntime"]):
+        assert 0 <= parity["max_rel"] < 1e-4
+    json.dumps(found, allow_nan=False)
+    onnx.checker.check_model(onnx.load(plan.folder / "model.onnx"))
+
+
+def test_the_same_plan_makes_the_same_model_to_the_last_bit(plan, tmp_path):
+    torch.manual_seed(1)
+    first = finalist_job(plan)
+    torch.manual_seed(2)
+    again = finalist_job(replace(plan, folder=tmp_path / "again"))
+    assert again == first
+
+
+def test_a_training_that_diverges_is_a_failure_and_leaves_nothing(plan, monkeypatch):
+    monkeypatch.setattr(finalists, "Recipe", lambda: Recipe(learning_rate=1e30))
+    found = finalist_job(plan)
+    assert isinstance(found, Failure)
+    assert "the loss became nan" in found.reason
+    assert not plan.folder.exists()
+
+
+def test_a_form_that_computes_nonsense_is_a_failure_and_leaves_nothing(plan, monkeypatch):
+    original = finalists.difference
+    monkeypatch.setattr(finalists, "difference", lambda first, second: original(first, second * math.nan))
+    assert finalist_job(plan) == Failure("its folded or exported form computes values that are not finite")
+    assert list(plan.folder.parent.iterdir()) == []
+
+
+def test_what_a_killed_worker_left_half_done_is_replaced(plan):
+    partial = plan.folder.with_name("3.partial")
+    partial.mkdir(parents=True)
+    (partial / "rubbish").write_text("x")
+    plan.folder.mkdir()
+    (plan.folder / "older").write_text("x")
+    found = finalist_job(plan)
+    assert hashes(plan.folder) == found["files"]
+    assert not partial.exists()

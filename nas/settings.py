@@ -53,12 +53,12 @@ class StudySettings(BaseModel):
     genes: dict[str, GeneValues] = {}
     sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
     score: str = "dispersion"
-    trials: Positive = 48
+    trials: Positive = 40
     time: DurationText | None = None
     iterations: Positive = 20
     finalists: Positive = 4
     layouts: Annotated[int, Field(ge=0)] = 2
-    epochs: Positive = 12
+    epochs: Positive = 10
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1
     runtime: str | None = None

@@ -57,8 +57,8 @@ class StudySettings(BaseModel):
     time: DurationText | None = None
     iterations: Positive = 20
     finalists: Positive = 4
-    layouts: Annotated[int, Field(ge=0)] = 1
-    epochs: Positive = 6
+    layouts: Annotated[int, Field(ge=0)] = 0
+    epochs: Positive = 8
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1
     runtime: str | None = None

@@ -32,7 +32,7 @@ EVERYTHING = {
     "time": "90s",
     "iterations": 3,
     "finalists": 2,
-    "layouts": 0,
+    "layouts": 5,
     "epochs": 5,
     "seed": 2**31 - 1,
     "threads": 4,

@@ -13,6 +13,11 @@ from evaluators.evaluator import Failure, failure_from
 from nas.executors.executor import Finished, Job
 
 
+# Has glibc keep freed memory for the next tensor of its size. By default it hands large blocks back to the system, and a
+# training step spends most of its time on page faults: 1.1 s against 0.3 s for 64 channels at 48x48 pixels.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
+
+
 class ProcessExecutor:
     """Runs jobs in a pool of fresh processes.
 
@@ -91,6 +96,8 @@ class ProcessExecutor:
         self._pool = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
+        for name, value in KEEP_MEMORY.items():
+            os.environ.setdefault(name, value)  # read by the C library when a worker starts
         return ProcessPoolExecutor(
             self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
         )

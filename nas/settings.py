@@ -58,7 +58,7 @@ class StudySettings(BaseModel):
     iterations: Positive = 20
     finalists: Positive = 4
     layouts: Annotated[int, Field(ge=0)] = 0
-    epochs: Positive = 8
+    epochs: Positive = 12
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1
     runtime: str | None = None

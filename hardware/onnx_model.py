@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.graph import DeployModel, Node
+from hardware.graph import DeployGraph, DeployModel, Node
 from hardware.kernels import Kernel
 from hardware.ops import (
     ARITY,
@@ -280,6 +280,32 @@ def to_onnx(
     helper.set_model_props(proto, dict(metadata or {}))
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def weightless_onnx(graph: DeployGraph) -> onnx.ModelProto:
+    """The graph as a model of a few kilobytes that runs as long as one with weights: the runtime fills them in.
+
+    Every weight has a value of its own. ONNX Runtime keeps equal constants once, and a network whose blocks share their
+    weights reads them from the cache: 0.9 ms in the place of 1.4 for one with 36 MB of weights.
+    """
+    names = [INPUT_NAME] + [node.name for node in graph.nodes[1:-1]] + [OUTPUT_NAME]
+    filled: list[onnx.NodeProto] = []
+    shapes: list[onnx.TensorProto] = []
+    for index, (name, shape) in enumerate(graph.weight_shapes().items()):
+        value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.01 * (1 + 1e-3 * index)])
+        shapes.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
+        filled += [helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=value)]
+    nodes = [
+        emitted
+        for index, node in enumerate(graph.nodes)
+        for emitted in EMITTERS[type(node.op)](node, [names[source] for source in node.inputs], names[index])
+    ]
+    return _model(
+        filled + nodes,
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [1, *graph.input_shape])],
+        helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [1, *graph.output_shape]),
+        shapes,
+    )
 
 
 def _model(

@@ -22,7 +22,10 @@ ONLY_IN = {
     "optuna": ("nas/",),
     "ray": ("nas/executors/ray.py",),
     "rich": ("nas/console.py",),
-    "onnxruntime": ("hardware/runners/onnxruntime.py",),
+    # board.py runs where nothing else of ours does.
+    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py"),
+    "ncnn": ("hardware/runners/ncnn.py", "hardware/board.py"),
+    "MNN": ("hardware/runners/mnn.py", "hardware/board.py"),
     "pandas": ("hardware/calibration.py",),
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
@@ -31,10 +34,10 @@ ONLY_IN = {
 }
 
 # Slow to import, or needed by few: they wait until a function is called.
-INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime"}
+INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime", "ncnn", "MNN"}
 
 # What a distribution is called where its module has another name.
-MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL"}
+MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "mnn": "MNN"}
 
 # Part of pydantic, which pins its version and hands out its types.
 PARTS_OF_OTHERS = {"pydantic_core": "pydantic"}

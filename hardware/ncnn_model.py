@@ -298,7 +298,7 @@ TAKES_VECTORS: Mapping[type, Callable[[Op, Sequence[Blob]], bool]] = {
 
 
 def _takes_vectors(op: Op, inputs: Sequence[Blob]) -> bool:
-    return TAKES_VECTORS.get(type(op), lambda op, inputs: False)(op, inputs)
+    return type(op) in TAKES_VECTORS and TAKES_VECTORS[type(op)](op, inputs)
 
 
 def _emit(op: Op, inputs: Sequence[tuple[Blob, Shape]], output: Blob, weights: Mapping[str, FloatArray]) -> list[Layer]:

@@ -10,6 +10,16 @@ from hardware.graph import FloatArray
 from hardware.ops import Shape
 from hardware.strict_yaml import ConfigError
 
+# What ncnn would rather compute with where the processor can, and the graphics processor.
+_NOT_FP32 = (
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_packed",
+    "use_bf16_storage",
+    "use_vulkan_compute",
+)
+
 
 def run(param: Path, images: FloatArray) -> FloatArray:
     """What the model in `param`, with its weights in the .bin beside it, makes of (n, channels, height, width).
@@ -19,11 +29,14 @@ def run(param: Path, images: FloatArray) -> FloatArray:
     """
     import ncnn
 
-    net = _open(param.read_text(encoding="ascii"), param.with_suffix(".bin"), threads=1)
+    weights = param.with_suffix(".bin")
+    if not weights.is_file():
+        raise ConfigError(f"{weights}: no such file; the weights of a .param lie beside it")
+    net = _open(param, weights, threads=1)
     results = []
     for image in np.ascontiguousarray(images, np.float32):
         extractor = net.create_extractor()
-        # A copy, since rows of ncnn's own are aligned and those of numpy are not.
+        # A copy, since ncnn aligns its channels and numpy does not.
         extractor.input("in0", ncnn.Mat(image).clone())
         status, result = extractor.extract("out0")
         if status:
@@ -33,21 +46,22 @@ def run(param: Path, images: FloatArray) -> FloatArray:
     return output
 
 
-def open_timed(param: str, *, weights: Path | None = None, threads: int = 1) -> Callable[[], None]:
-    """A call that runs the model in the text `param` once, on noise that is always the same.
+def open_timed(param: Path, *, threads: int = 1) -> Callable[[], None]:
+    """A call that runs the model once, on noise that is always the same.
 
-    weights None: weights of zeros, which take as long. Activations, as in ncnn's own benchmark, go into memory that is
-    kept between runs.
+    Without a .bin beside it the weights are zeros, as in ncnn's own benchmark; that takes as long.
 
     Raises:
         ConfigError: ncnn cannot load it, or fails while it runs it for the first time.
     """
     import ncnn
 
-    net = _open(param, weights, threads)
+    weights = param.with_suffix(".bin")
+    net = _open(param, weights if weights.is_file() else None, threads)
     rng = np.random.default_rng(0)
     feed = [
-        (name, ncnn.Mat(rng.standard_normal(shape, np.float32)).clone()) for name, shape in input_shapes(param).items()
+        (name, ncnn.Mat(rng.standard_normal(shape, np.float32)).clone())
+        for name, shape in input_shapes(param.read_text(encoding="ascii")).items()
     ]
 
     def run_once() -> None:
@@ -56,7 +70,7 @@ def open_timed(param: str, *, weights: Path | None = None, threads: int = 1) -> 
             extractor.input(name, image)
         status, _ = extractor.extract("out0")
         if status:
-            raise ConfigError(f"ncnn fails while it runs the model (status {status})")
+            raise ConfigError(f"{param}: ncnn fails while it runs it (status {status})")
 
     run_once()
     return run_once
@@ -73,23 +87,15 @@ def input_shapes(param: str) -> dict[str, Shape]:
     return found
 
 
-def _open(param: str, weights: Path | None, threads: int) -> Any:
+def _open(param: Path, weights: Path | None, threads: int) -> Any:
     import ncnn
 
     net = ncnn.Net()
-    options = net.opt
-    options.num_threads = threads
-    for half in (
-        "use_fp16_packed",
-        "use_fp16_storage",
-        "use_fp16_arithmetic",
-        "use_bf16_packed",
-        "use_bf16_storage",
-        "use_vulkan_compute",
-    ):
-        setattr(options, half, False)
-    if net.load_param_mem(param):
-        raise ConfigError("ncnn cannot read the .param")
+    net.opt.num_threads = threads
+    for unwanted in _NOT_FP32:
+        setattr(net.opt, unwanted, False)
+    if net.load_param(str(param)):
+        raise ConfigError(f"{param}: ncnn cannot load it")
     if net.load_model(ncnn.DataReaderFromEmpty() if weights is None else str(weights)):
-        raise ConfigError(f"{weights or 'weights of zeros'}: ncnn cannot load the weights of the .param")
+        raise ConfigError(f"{weights or param}: ncnn cannot load the weights")
     return net

@@ -22,6 +22,7 @@ from evaluators.early import EarlySettings, look_early
 from evaluators.evaluator import Failure
 from evaluators.training import Accuracy, Recipe, TrainingDiverged, accuracy, train
 from hardware.onnx_model import to_onnx
+from hardware.parity import Parity, difference
 from hardware.runners import onnxruntime as runner
 from nas.problem import DataKey, dataset
 from searchspace.deploy_module import DeployModule
@@ -31,8 +32,6 @@ from searchspace.spec import ArchSpec, deploy_form, deploy_id, spec_id, write_sp
 
 # Images of the validation split on which trained, folded and exported forms are compared.
 PARITY_IMAGES = 256
-# The largest difference of logits, relative to the largest logit, at which two fp32 forms count as the same network.
-PARITY_BOUND = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,6 @@ class FinalistPlan:
     early: EarlySettings
     seed: int
     folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """The largest difference of logits between two forms of a network, absolute and relative to the largest logit."""
-
-    max_abs: float
-    max_rel: float
 
 
 def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
@@ -160,14 +151,6 @@ def logits(network: nn.Module, images: torch.Tensor) -> npt.NDArray[np.floating]
     # In small batches, as in `accuracy`: large activations cost more time than they save.
     result: npt.NDArray[np.floating] = torch.cat([network(batch) for batch in torch.split(images, 32)]).numpy()
     return result
-
-
-def difference(first: npt.NDArray[np.floating], second: npt.NDArray[np.floating]) -> Parity:
-    """How far two results are apart; NaN in either counts as infinitely far."""
-    largest = float(np.abs(first - second).max())
-    if not np.isfinite(largest):
-        return Parity(float("inf"), float("inf"))
-    return Parity(largest, largest / max(float(np.abs(first).max()), 1e-12))
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hardware.latency_table import Latency
+from hardware.parity import PARITY_BOUND
 from hardware.strict_yaml import ConfigError
 from nas.files import write_atomically
-from nas.finalists import PARITY_BOUND, file_hashes
+from nas.finalists import file_hashes
 from nas.pareto import front
 from nas.settings import StudyFile, versions
 from nas.shortlist import Finalist, known

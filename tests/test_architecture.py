@@ -26,21 +26,25 @@ ONLY_IN = {
     "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py"),
     "ncnn": ("hardware/runners/ncnn.py", "hardware/board.py"),
     "MNN": ("hardware/runners/mnn.py", "hardware/board.py"),
+    "_tools": ("hardware/runners/mnn.py",),
     "pandas": ("hardware/calibration.py",),
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
-    "sklearn": ("evaluators/",),
+    "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
     "PIL": ("evaluators/",),
 }
 
 # Slow to import, or needed by few: they wait until a function is called.
-INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime", "ncnn", "MNN"}
+INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime", "ncnn", "MNN", "_tools"}
 
 # What a distribution is called where its module has another name.
 MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "mnn": "MNN"}
 
-# Part of pydantic, which pins its version and hands out its types.
-PARTS_OF_OTHERS = {"pydantic_core": "pydantic"}
+# Part of pydantic, which pins its version and hands out its types; the converter that comes with MNN.
+PARTS_OF_OTHERS = {"pydantic_core": "pydantic", "_tools": "MNN"}
+
+# Extras that no part of the package needs.
+EXTRAS_FOR_DEVELOPERS = {"test", "bench"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,9 @@ def imports() -> list[Import]:
 @pytest.fixture(scope="module")
 def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {re.split(r"[^A-Za-z0-9._-]", text)[0].lower() for text in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    lists = [project["dependencies"], *(extras[name] for name in extras.keys() - EXTRAS_FOR_DEVELOPERS)]
+    names = {re.split(r"[^A-Za-z0-9._-]", text)[0].lower() for each in lists for text in each}
     return {MODULE_OF.get(name, name) for name in names}
 
 

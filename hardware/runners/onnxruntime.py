@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,23 +63,37 @@ def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:
     return output
 
 
-def time_model(model: onnx.ModelProto | Path, *, threads: int, protocol: Protocol) -> Timing:
-    """What one run at batch 1 takes, wall time, inputs filled with noise that is always the same."""
+def open_timed(model: onnx.ModelProto | Path, *, threads: int = 1) -> Callable[[], None]:
+    """A call that runs the model once at batch 1, on noise that is always the same.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot load the model.
+    """
     session = open_session(model, threads)
     rng = np.random.default_rng(0)
     feed = {
         entry.name: rng.standard_normal([size if isinstance(size, int) else 1 for size in entry.shape], np.float32)
         for entry in session.get_inputs()
     }
-    stop = time.perf_counter() + protocol.warmup_s
-    session.run(None, feed)
-    while time.perf_counter() < stop:
+
+    def run_once() -> None:
         session.run(None, feed)
+
+    run_once()
+    return run_once
+
+
+def time_model(model: onnx.ModelProto | Path, *, threads: int, protocol: Protocol) -> Timing:
+    """What one run at batch 1 takes, wall time, inputs filled with noise that is always the same."""
+    run_once = open_timed(model, threads=threads)
+    stop = time.perf_counter() + protocol.warmup_s
+    while time.perf_counter() < stop:
+        run_once()
     samples: list[float] = []
     stop = time.perf_counter() + protocol.min_s
     while len(samples) < protocol.min_runs or time.perf_counter() < stop:
         begin = time.perf_counter()
-        session.run(None, feed)
+        run_once()
         samples.append(1e3 * (time.perf_counter() - begin))
     lower, median, upper = statistics.quantiles(samples, n=4)
     return Timing(median, upper - lower, statistics.quantiles(samples, n=10)[-1], len(samples))

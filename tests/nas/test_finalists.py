@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import math
 from dataclasses import replace
 
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,7 +12,7 @@ from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
 from evaluators.training import Recipe
 from nas import finalists
-from nas.finalists import FinalistPlan, Parity, choose_layouts, difference, finalist_job
+from nas.finalists import FinalistPlan, choose_layouts, finalist_job
 from nas.problem import DataKey, dataset
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
@@ -37,26 +35,6 @@ def plan(tmp_path):
 @pytest.fixture
 def splits(plan):
     return dataset(plan.data).at(16)
-
-
-# Differences
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "expected"),
-    [
-        ([1.0, -4.0], [1.5, -4.0], Parity(0.5, 0.125)),
-        ([1.0, -4.0], [1.0, -4.0], Parity(0.0, 0.0)),
-        ([0.0, 0.0], [0.0, 0.0], Parity(0.0, 0.0)),
-        ([1.0, math.nan], [1.0, 2.0], Parity(math.inf, math.inf)),
-        ([1.0, 2.0], [1.0, math.nan], Parity(math.inf, math.inf)),
-        ([math.nan, 2.0], [math.nan, 2.0], Parity(math.inf, math.inf)),
-        ([math.inf, 2.0], [math.inf, 2.0], Parity(math.inf, math.inf)),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")
-def test_two_results_are_as_far_apart_as_their_worst_logit(first, second, expected):
-    assert difference(np.array([first]), np.array([second])) == expected
 
 
 # Layouts

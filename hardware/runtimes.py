@@ -1,0 +1,97 @@
+"""The runtimes that run models on this machine: how a model gets into each one's files, is run and is timed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import onnx
+
+from hardware import mnn_model, ncnn_model, onnx_model
+from hardware.graph import DeployModel, FloatArray
+from hardware.isolated import Failed
+from hardware.kernels import Kernel
+from hardware.runners import mnn, ncnn, onnxruntime
+
+
+class OpenTimed(Protocol):
+    """Loads a model file; what comes back runs it once, on noise, when it is called."""
+
+    def __call__(self, path: Path, /, *, threads: int) -> Callable[[], None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One runtime; `library` is what pip calls it, `suffix` what the files end with that it loads.
+
+    Writing goes on after a model that cannot be written and says why. `run` and `open_timed` raise `ConfigError` for a
+    file that the runtime cannot load, if it does not crash: see `hardware.isolated`.
+    """
+
+    name: str
+    library: str
+    suffix: str
+    write_models: Callable[[Sequence[tuple[DeployModel, Path]]], Iterable[Path | Failed]]
+    write_kernels: Callable[[Sequence[tuple[Kernel, Path]]], Iterable[Path | Failed]]
+    run: Callable[[Path, FloatArray], FloatArray]
+    open_timed: OpenTimed
+
+
+def _write_onnx_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
+    for model, path in models:
+        onnx.save(onnx_model.to_onnx(model, batch=1), path)
+        yield path
+
+
+def _write_onnx_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
+    for kernel, path in kernels:
+        onnx.save(onnx_model.kernel_model(kernel), path)
+        yield path
+
+
+def _write_ncnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
+    for model, path in models:
+        try:
+            written = ncnn_model.to_ncnn(model)
+        except ValueError as error:
+            yield Failed(str(error))
+            continue
+        written.save(path)
+        yield path
+
+
+def _write_ncnn_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
+    for kernel, path in kernels:
+        try:
+            param = ncnn_model.kernel_param(kernel)
+        except ValueError as error:
+            yield Failed(str(error))
+            continue
+        path.write_text(param, encoding="ascii")
+        yield path
+
+
+def _write_mnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
+    return mnn_model.write_mnn([(onnx_model.to_onnx(model, batch=1), path) for model, path in models])
+
+
+def _write_mnn_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
+    return mnn_model.write_mnn([(onnx_model.kernel_model(kernel), path) for kernel, path in kernels])
+
+
+RUNTIMES: Mapping[str, Runtime] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            "onnxruntime",
+            "onnxruntime",
+            ".onnx",
+            _write_onnx_models,
+            _write_onnx_kernels,
+            onnxruntime.run,
+            onnxruntime.open_timed,
+        ),
+        Runtime("ncnn", "ncnn", ".param", _write_ncnn_models, _write_ncnn_kernels, ncnn.run, ncnn.open_timed),
+        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_kernels, mnn.run, mnn.open_timed),
+    )
+}

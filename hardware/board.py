@@ -167,8 +167,10 @@ RUNTIMES: dict[str, Callable[[], tuple[str, Callable[..., Callable[[], object]]]
     "mnn": _open_mnn,
 }
 
-# What pip calls them.
-WHEELS = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "mnn": "MNN"}
+# What import calls them, and what pip is told. ncnn's wheel asks for libraries that measuring does not need, of which
+# numpy has no wheel for 32-bit boards.
+MODULES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "mnn": "MNN"}
+WHEELS = {"onnxruntime": "onnxruntime", "ncnn": "--no-deps ncnn", "mnn": "MNN"}
 
 
 def time_runs(run: Callable[[], object], protocol: dict[str, Any]) -> tuple[list[float], int]:
@@ -388,6 +390,9 @@ class Journal:
         except BrokenPipeError as error:
             self._tell = _tell_nobody
             raise KeyboardInterrupt from error
+
+    def close(self) -> None:
+        self._file.close()
 
     def note(self, record: dict[str, Any]) -> None:
         """Takes in what a record says."""
@@ -635,7 +640,8 @@ class _Measuring:
         except JobFailed as error:
             journal.write({"id": name, "error": str(error)})
             return None
-        except KeyboardInterrupt:
+        except BaseException:
+            # Whatever it is, it can be told, and so it was no crash of the runtime.
             journal.write({"interrupted": name})
             raise
 

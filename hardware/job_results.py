@@ -360,8 +360,8 @@ class _Reader:
             self._digests[job] = hashlib.sha256(self._models[job].read_bytes()).hexdigest()
         if record.sha256 != self._digests[job]:
             raise ConfigError(
-                f"{name}: sha256: must be that of {self._models[job].name} in the folder, {self._digests[job][:12]}..., "
-                f"got {record.sha256[:12]}...; these are results of another model"
+                f"{name}: sha256: must be that of {self._models[job].name} in the folder, {self._digests[job][:12]}, "
+                f"got {record.sha256[:12]}; these are results of another model"
             )
         self._results[job, attempt] = record
 

@@ -48,7 +48,7 @@ class AdbPython:
 
     def is_lost(self, code: int, errors: str) -> bool:
         """Whether it was adb that failed, and not what it ran."""
-        return _is_lost(code, errors)
+        return _is_lost(self.serial, code, errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _BenchDevice:
         if done.returncode == 0:
             return done.stdout
         said = _shorten(done.stderr.strip() or done.stdout.strip())
-        if _is_lost(done.returncode, done.stderr):
+        if _is_lost(self.settings.serial, done.returncode, done.stderr):
             raise TransportError(f"{self.settings.serial}: the device was lost ({said})")
         raise fails(f"the device ends with code {done.returncode} ({said})")
 
@@ -221,12 +221,13 @@ def _shell(serial: str, script: str) -> list[str]:
     return ["adb", "-s", serial, "shell", "-T", script]
 
 
-def _is_lost(code: int, errors: str) -> bool:
-    # adb fails with 1 and says so itself; what it runs may end with 1 too, and says other things.
-    return (
-        code == 1
-        and re.search(r"^(adb: |error: )(device|closed|no devices|protocol)", errors, re.MULTILINE) is not None
-    )
+def _is_lost(serial: str, code: int, errors: str) -> bool:
+    """Whether it was adb that failed; it hands on the exit codes of what it runs, and has no code of its own."""
+    if code == 0:
+        return False
+    if re.search(r"^(adb: |error: )(device|closed|no devices|protocol)", errors, re.MULTILINE):
+        return True
+    return run_program(["adb", "-s", serial, "get-state"]).stdout.strip() != "device"
 
 
 def _shorten(text: str) -> str:

@@ -33,6 +33,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,11 +83,7 @@ def _open_onnxruntime() -> tuple[str, Callable[..., Callable[[], object]]]:
     import onnxruntime
 
     def open_model(path: str, job: dict[str, Any], threads: int) -> Callable[[], object]:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = _onnxruntime_options(threads)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feed = _noise(job, numpy)
         outputs = [job["output"]]
@@ -95,20 +92,22 @@ def _open_onnxruntime() -> tuple[str, Callable[..., Callable[[], object]]]:
     return str(onnxruntime.__version__), open_model
 
 
+def _onnxruntime_options(threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def _open_mnn() -> tuple[str, Callable[..., Callable[[], object]]]:
     import MNN
-    import numpy
 
     def open_model(path: str, job: dict[str, Any], threads: int) -> Callable[[], object]:
-        interpreter = MNN.Interpreter(path)
-        session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
-        for name, values in _noise(job, numpy).items():
-            tensor = interpreter.getSessionInput(session, name)
-            if tuple(tensor.getShape()) != values.shape:
-                raise JobFailed(f"input {name!r} has the shape {tuple(tensor.getShape())} in the model")
-            kinds = (MNN.Halide_Type_Float, values, MNN.Tensor_DimensionType_Caffe)
-            tensor.copyFrom(MNN.Tensor(values.shape, *kinds))
-        interpreter.getSessionOutput(session, job["output"])
+        interpreter, session = _load_mnn(path, job, threads)
 
         def run() -> None:
             code = interpreter.runSession(session)
@@ -118,6 +117,35 @@ def _open_mnn() -> tuple[str, Callable[..., Callable[[], object]]]:
         return run
 
     return str(MNN.version()), open_model
+
+
+def _load_mnn(path: str, job: dict[str, Any], threads: int) -> tuple[Any, Any]:
+    import MNN
+    import numpy
+
+    interpreter = MNN.Interpreter(path)
+    # WINOGRAD_MEMORY_LEVEL 1, as `hardware.runners.mnn` runs what is deployed.
+    interpreter.setSessionHint(3, 1)
+    session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
+    for name, values in _noise(job, numpy).items():
+        tensor = interpreter.getSessionInput(session, name)
+        if tuple(tensor.getShape()) != values.shape:
+            raise JobFailed(f"input {name!r} has the shape {tuple(tensor.getShape())} in the model")
+        kinds = (MNN.Halide_Type_Float, values, MNN.Tensor_DimensionType_Caffe)
+        tensor.copyFrom(MNN.Tensor(values.shape, *kinds))
+    interpreter.getSessionOutput(session, job["output"])
+    return interpreter, session
+
+
+# What ncnn would rather compute with where the processor can.
+NCNN_NOT_FP32 = (
+    "use_fp16_packed",
+    "use_fp16_storage",
+    "use_fp16_arithmetic",
+    "use_bf16_packed",
+    "use_bf16_storage",
+    "use_vulkan_compute",
+)
 
 
 def _noise(job: dict[str, Any], numpy: Any) -> dict[str, Any]:
@@ -130,21 +158,7 @@ def _open_ncnn() -> tuple[str, Callable[..., Callable[[], object]]]:
     import ncnn
 
     def open_model(path: str, job: dict[str, Any], threads: int) -> Callable[[], object]:
-        net = ncnn.Net()
-        net.opt.num_threads = threads
-        for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-            setattr(net.opt, option, False)
-        if net.load_param(path) != 0:
-            raise JobFailed("ncnn cannot read the model")
-        # Weights of zero take as long as others, and the board needs the text of the model only.
-        if net.load_model(ncnn.DataReaderFromEmpty()) != 0:
-            raise JobFailed("ncnn cannot make weights for the model")
-        # Without numpy, which many boards lack, a Mat can be filled with one number only.
-        mats = []
-        for each in job["inputs"]:
-            mat = ncnn.Mat(*reversed(each["shape"][1:]))
-            mat.fill(0.01)
-            mats.append((each["name"], mat))
+        net, mats = _load_ncnn(path, job, threads)
         output = job["output"]
 
         def run() -> None:
@@ -161,11 +175,123 @@ def _open_ncnn() -> tuple[str, Callable[..., Callable[[], object]]]:
     return str(ncnn.__version__), open_model
 
 
+def _load_ncnn(path: str, job: dict[str, Any], threads: int) -> tuple[Any, list[tuple[str, Any]]]:
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    for option in NCNN_NOT_FP32:
+        setattr(net.opt, option, False)
+    if net.load_param(path) != 0:
+        raise JobFailed("ncnn cannot read the model")
+    # Weights of zero take as long as others, and the board needs the text of the model only.
+    if net.load_model(ncnn.DataReaderFromEmpty()) != 0:
+        raise JobFailed("ncnn cannot make weights for the model")
+    # Without numpy, which many boards lack, a Mat can be filled with one number only.
+    mats = []
+    for each in job["inputs"]:
+        mat = ncnn.Mat(*reversed(each["shape"][1:]))
+        mat.fill(0.01)
+        mats.append((each["name"], mat))
+    return net, mats
+
+
 RUNTIMES: dict[str, Callable[[], tuple[str, Callable[..., Callable[[], object]]]]] = {
     "onnxruntime": _open_onnxruntime,
     "ncnn": _open_ncnn,
     "mnn": _open_mnn,
 }
+
+
+# --- What a runtime's own clock says of each operator. Each of TRACERS takes (path, job, threads, runs) and returns what
+# was run, in the order of running, as [name, [ms of every run]].
+
+# The first runs of a model are slower than the later ones.
+UNTRACED_RUNS = 2
+
+
+def _trace_onnxruntime(path: str, job: dict[str, Any], threads: int, runs: int) -> list[list[Any]]:
+    import numpy
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = _onnxruntime_options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "trace")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = _noise(job, numpy)
+        for _ in range(UNTRACED_RUNS + runs):
+            session.run([job["output"]], feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    suffix = "_kernel_time"
+    found: dict[str, list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(suffix):
+            # Whole microseconds, rounded down.
+            found.setdefault(event["name"][: -len(suffix)], []).append((event["dur"] + 0.5) / 1e3)
+    return [[name, times[UNTRACED_RUNS:]] for name, times in found.items()]
+
+
+def _trace_ncnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list[list[Any]]:
+    net, mats = _load_ncnn(path, job, threads)
+    lines = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()[2:]]
+    made = [name for line in lines for name in line[4 + int(line[2]) : 4 + int(line[2]) + int(line[3])]]
+    asked = set(job["trace"])
+    names = [name for name in made if name in asked or name == job["output"]]
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(UNTRACED_RUNS + runs):
+        extractor = net.create_extractor()
+        for name, mat in mats:
+            extractor.input(name, mat)
+        for name in names:
+            begin = time.perf_counter()
+            # What was asked for before is there already, so this is the time from there. Type 1 leaves the value in the
+            # layout in which the next layer takes it.
+            extractor.extract(name, 1)
+            took_ms = 1e3 * (time.perf_counter() - begin)
+            if number >= UNTRACED_RUNS:
+                found[name].append(took_ms)
+    return [[name, times] for name, times in found.items()]
+
+
+def _trace_mnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list[list[Any]]:
+    interpreter, session = _load_mnn(path, job, threads)
+    found: dict[str, list[float]] = {}
+    number, start = 0, 0.0
+
+    def begin(tensors: object, operator: object) -> bool:
+        nonlocal start
+        start = time.perf_counter()
+        return True
+
+    def end(tensors: object, operator: Any) -> bool:
+        took_ms = 1e3 * (time.perf_counter() - start)
+        if number >= UNTRACED_RUNS:
+            found.setdefault(operator.getName(), []).append(took_ms)
+        return True
+
+    for number in range(UNTRACED_RUNS + runs):
+        interpreter.runSessionWithCallBackInfo(session, begin, end)
+    return [[name, times] for name, times in found.items()]
+
+
+TRACERS: dict[str, Callable[[str, dict[str, Any], int, int], list[list[Any]]]] = {
+    "onnxruntime": _trace_onnxruntime,
+    "ncnn": _trace_ncnn,
+    "mnn": _trace_mnn,
+}
+
+# Of an operator's runs the fastest two thirds count: the mean of them, since a clock may show whole microseconds only.
+COUNTED_SHARE = 2 / 3
+
+
+def trace_summary(operators: list[list[Any]]) -> list[list[Any]]:
+    """Each operator with one time in ms."""
+    found = []
+    for name, times in operators:
+        kept = sorted(times)[: max(1, round(COUNTED_SHARE * len(times)))]
+        found.append([name, round(sum(kept) / len(kept), 7)])
+    return found
 
 # What import calls them, and what pip is told. ncnn's wheel asks for libraries that measuring does not need, of which
 # numpy has no wheel for 32-bit boards.
@@ -541,12 +667,16 @@ def runtime_bench(folder: Path, jobs: dict[str, Any]) -> Bench:
             if job["id"] == jobs["sentinel"]:
                 opened[job["id"]] = run
             samples_ms, warmup_runs = time_runs(run, jobs["protocol"])
+            extra = {}
+            if job.get("trace"):
+                operators = TRACERS[name](str(path), job, jobs["threads"], jobs["protocol"]["trace_runs"])
+                extra["traced_ms"] = trace_summary(operators)
         except JobFailed:
             raise
         except Exception as error:
             # The runtimes' errors share no class of their own; all of them mean that this model does not run.
             raise JobFailed(" ".join(f"{type(error).__name__}: {error}".split())[:300]) from error
-        return dict(summary(samples_ms, warmup_runs), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+        return dict(summary(samples_ms, warmup_runs), **extra, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
     def machine() -> dict[str, Any]:
         return dict(describe_hardware(), runtime=name, runtime_version=version, **describe_system())

@@ -2,7 +2,6 @@
 
 import gzip
 import io
-import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -20,6 +19,7 @@ FOLDER = "edge-nas-bundle"
 LARGEST_ARCHIVE_BYTES = 2 * 1024**3
 LARGEST_SAMPLES_BYTES = 256 * 1024**2
 MOST_FILES = 100_000
+_BLOCK_BYTES = 2**20
 
 _README = """\
 This folder measures how long {jobs} models take on this board with {runtime}.
@@ -88,8 +88,8 @@ def read_results(file: Path, folder: Path) -> JobResults:
         if not (is_packed or tarfile.is_tarfile(file)):
             return parse_results(_samples_text(file), folder, name=str(file))
         with tempfile.TemporaryFile() as plain:
-            with gzip.open(file) if is_packed else file.open("rb") as source:
-                _copy(source, plain, file)
+            with file.open("rb") as packed:
+                _copy(gzip.GzipFile(fileobj=packed) if is_packed else packed, plain, file)
             plain.seek(0)
             with tarfile.open(fileobj=plain, mode="r:") as archive:
                 name, text = _samples_in(archive, file)
@@ -105,10 +105,10 @@ def _samples_text(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _copy(source: IO[bytes], plain: IO[bytes], file: Path) -> None:
+def _copy(source: gzip.GzipFile | IO[bytes], plain: IO[bytes], file: Path) -> None:
     """Unpacks only as much as is allowed, whatever the archive says of itself."""
     left = LARGEST_ARCHIVE_BYTES
-    while block := source.read(min(left + 1, shutil.COPY_BUFSIZE)):
+    while block := source.read(min(left + 1, _BLOCK_BYTES)):
         left -= len(block)
         if left < 0:
             raise ConfigError(f"{file}: must have at most {LARGEST_ARCHIVE_BYTES} bytes unpacked, got more")

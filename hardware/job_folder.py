@@ -35,6 +35,7 @@ class JobProtocol(BaseModel):
     min_runs: Annotated[int, Field(ge=1)]
     min_s: Seconds
     max_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    trace_runs: Annotated[int, Field(ge=1)] = 12
     sentinel_every: Annotated[int, Field(ge=1)] = 20
     sentinel_tolerance: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     retries: Annotated[int, Field(ge=0)] = 3
@@ -57,7 +58,10 @@ class JobInput(BaseModel):
 
 
 class Job(BaseModel):
-    """One model to run: its file in the folder, what goes in, and which output is asked for."""
+    """One model to run: its file in the folder, what goes in, and which output is asked for.
+
+    trace names the values whose making is timed one by one as well, None for none.
+    """
 
     model_config = STRICT
 
@@ -65,6 +69,7 @@ class Job(BaseModel):
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     inputs: Annotated[tuple[JobInput, ...], Field(min_length=1)]
     output: Annotated[str, Field(min_length=1)]
+    trace: tuple[str, ...] | None = None
 
 
 class JobList(BaseModel):

@@ -67,6 +67,7 @@ class JobTiming:
     """Median, interquartile range and 90 % quantile of single runs at batch 1.
 
     disturbed is true where the sentinel ran slower around every attempt, None where no sentinel was timed afterwards.
+    traced holds each operator in the order of running with its time in ms, where the job asked for that.
     """
 
     median_ms: float
@@ -76,6 +77,7 @@ class JobTiming:
     disturbed: bool | None
     before: Conditions
     after: Conditions
+    traced: tuple[tuple[str, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class _Result(BaseModel):
     before: Conditions
     after: Conditions
     attempt: Annotated[int, Field(ge=1)]
+    traced_ms: tuple[tuple[str, Annotated[float, Field(ge=0, le=LONGEST_MS)]], ...] | None = None
 
 
 class _Samples(_Result):
@@ -396,7 +399,7 @@ def _timing(result: _Result, disturbed: bool | None) -> JobTiming:
     ordered = sorted(result.samples_ms) if isinstance(result, _Samples) else list(result.quantiles_ms)
     # Of quantiles at equal distances, these are the very ones of the runs that they were taken from.
     lower, median, upper, p90 = (board.quantile(ordered, share) for share in (0.25, 0.5, 0.75, 0.9))
-    return JobTiming(median, upper - lower, p90, result.runs, disturbed, result.before, result.after)
+    return JobTiming(median, upper - lower, p90, result.runs, disturbed, result.before, result.after, result.traced_ms)
 
 
 def _bench_timing(result: _BenchResult, disturbed: bool | None) -> BenchTiming:

@@ -25,7 +25,7 @@ from hardware.strict_yaml import ConfigError
 
 
 class TransportError(Exception):
-    """A device, or the way to it, failed; what had arrived stays in the folder, and measuring it again goes on there."""
+    """A device, or the way to it, failed; what had arrived stays in the folder, and measuring again goes on there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """This machine, in a process of its own."""
+    """The machine that it is called on, in a process of its own."""
 
     def measure(self, folder: Path, on_progress: OnProgress) -> None:
         """See `Transport`."""

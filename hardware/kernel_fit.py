@@ -1,8 +1,8 @@
 """What a kernel takes that was never measured, from the kernels of its family that were.
 
 A Gaussian process over the logarithms of the sizes in the kernel's key interpolates the logarithm of its time: kernels
-of one family differ by factors that change smoothly, and its standard deviation says where no neighbour is near. Trees
-and formulas linear in the sizes were half as exact on kernels held out.
+of one family differ by factors that change smoothly. Trees and formulas linear in the sizes were half as exact on
+kernels held out.
 """
 
 import math
@@ -77,19 +77,20 @@ def features(key: str) -> Features:
 
 @dataclass(frozen=True, slots=True)
 class FamilyFit:
-    """One family's process, with the constants that bring positions to unit spread."""
+    """One family's process, its length scales, and the constants that bring positions to unit spread."""
 
     process: Any
+    lengths: npt.NDArray[np.floating]
     mean: npt.NDArray[np.floating]
     spread: npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A time in ms, and the standard deviation of its logarithm."""
+    """A time in ms, and how far away the nearest measured kernel is, in units over which times keep their likeness."""
 
     value_ms: float
-    log_deviation: float
+    distance: float
 
 
 class KernelFit:
@@ -119,8 +120,9 @@ class KernelFit:
         if fit is None:
             return None
         at = (np.array([found.position]) - fit.mean) / fit.spread
-        mean, deviation = fit.process.predict(at, return_std=True)
-        return Estimate(max(math.exp(float(mean[0])) - FLOOR_MS, FLOOR_MS / 10), float(deviation[0]))
+        logarithm = float(fit.process.predict(at)[0])
+        distance = float(np.min(np.linalg.norm((fit.process.X_train_ - at) / fit.lengths, axis=1)))
+        return Estimate(max(math.exp(logarithm) - FLOOR_MS, FLOOR_MS / 10), distance)
 
 
 def _fit(members: Sequence[tuple[Vector, float]], theta: Sequence[float] | None) -> FamilyFit:
@@ -146,4 +148,4 @@ def _fit(members: Sequence[tuple[Vector, float]], theta: Sequence[float] | None)
         theta = found.kernel_.theta
     settled = shape.clone_with_theta(np.array(theta))
     process = GaussianProcessRegressor(settled, optimizer=None, normalize_y=True).fit(at, logs)
-    return FamilyFit(process, mean, spread)
+    return FamilyFit(process, np.array(process.kernel_.k1.k2.length_scale), mean, spread)

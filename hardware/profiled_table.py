@@ -32,8 +32,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 # How far a prediction may lie from the network while none was measured whole: assumed, as wide as the margin that
 # calibrated targets keep outside their range.
 UNCHECKED_RATIOS = (0.8, 1.25)
-# A fitted kernel whose logarithm is known no better than this has no near neighbour in the table.
-FAR_LOG_DEVIATION = 0.5
+# From here on the times of two kernels say less than half of each other.
+FAR = 1.0
 
 _COLUMNS = ("key", "median_ms", "spread_ms", "networks")
 _LONGEST_MS = 60_000.0
@@ -207,10 +207,10 @@ def read_table(path: Path, identity: TableIdentity | None = None) -> ProfiledTab
 class ProfiledModel:
     """Answers from a table of measured kernels and, between them, from a fit."""
 
-    def __init__(self, table: ProfiledTable, certificate: Certificate | None) -> None:
-        """Certificate is the one for the space at hand; None where whole networks of it were never compared."""
+    def __init__(self, table: ProfiledTable, space: str | None = None) -> None:
+        """Space says whose certificate holds; for networks of no space in particular, None, the widest of all."""
         self.profiled = table
-        self.certificate = certificate
+        self.certificate = _widest(table.certificates) if space is None else table.certificates.get(space)
         self._answers: dict[str, KernelLatency] = {}
 
     @property
@@ -240,8 +240,9 @@ class ProfiledModel:
         estimate = self._interpolate(key)
         if estimate is None:
             raise UnmeasuredKernel((key,), self.table)
-        tier = Tier.calibrated if estimate.log_deviation < FAR_LOG_DEVIATION else Tier.extrapolated
-        why = f"fitted to measured kernels of its family, give or take {100 * estimate.log_deviation:.0f} %"
+        tier = Tier.calibrated if estimate.distance < FAR else Tier.extrapolated
+        near = "near one" if estimate.distance < FAR else "far from any"
+        why = f"fitted to measured kernels of its family, {near} of them"
         return KernelLatency(estimate.value_ms, tier, why)
 
     def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:
@@ -260,6 +261,20 @@ class ProfiledModel:
                 ratios = min(UNCHECKED_RATIOS[0], ratios[0]), max(UNCHECKED_RATIOS[1], ratios[1])
         low, high = min(1.0, ratios[0]), max(1.0, ratios[1])
         return Latency(value_ms, low * value_ms, high * value_ms, worst_tier([tier, worst_kernel_tier]), self.table)
+
+
+def _widest(certificates: Mapping[str, Certificate]) -> Certificate | None:
+    every = list(certificates.values())
+    if not every:
+        return None
+    return every[0].model_copy(
+        update={
+            "low_ratio": min(each.low_ratio for each in every),
+            "high_ratio": max(each.high_ratio for each in every),
+            "fastest_ms": min(each.fastest_ms for each in every),
+            "slowest_ms": max(each.slowest_ms for each in every),
+        }
+    )
 
 
 def _header_text(table: ProfiledTable, sha256: str) -> str:

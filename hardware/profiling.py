@@ -32,8 +32,6 @@ from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTa
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import NetworkTrace, fit_table
 
-# Of the time that is given, this goes to networks that the table learns from; the rest to those that check it.
-LEARNING_SHARE = 0.75
 # Networks that check the table, each timed so often, with everything else in between.
 CHECKS = 60
 ROUNDS = 3
@@ -41,7 +39,6 @@ WORST = 5
 # Below this nothing can be learnt of overheads.
 FEWEST_NETWORKS = 12
 
-LEARN, CHECK = "learn", "check"
 # What the first and the last value of a network are called in the files of a runtime.
 ENDS: Mapping[str, tuple[str, str]] = {
     "onnxruntime": (INPUT_NAME, OUTPUT_NAME),
@@ -124,23 +121,18 @@ class Bench:
 
 
 def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | None) -> dict[str, str]:
-    """Writes the two job folders of a profile, `learn` and `check`; returns why some networks cannot be written.
+    """Writes the job folder of a profile; returns why some networks cannot be written, by their names.
 
-    Checks are timed once before what is learnt and the other times after it, so that they show how far the machine
-    drifts meanwhile. time_s None times every network.
+    The rounds of checks lie between thirds of what is learnt from, so that they show how far the machine drifts
+    meanwhile. time_s None times every network.
     """
-    sentinel = profile.checks[len(profile.checks) // 2]
-    learning_s = None if time_s is None else LEARNING_SHARE * time_s
-    first = [_Asked("sentinel", sentinel), *_round(profile.checks, 1)]
-    first += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in profile.learning]
-    later = [_Asked("sentinel", sentinel)]
-    later += [asked for number in range(2, ROUNDS + 1) for asked in _round(profile.checks, number)]
-    refused = _write_folder(folder / LEARN, first, bench, learning_s)
-    return refused | _write_folder(folder / CHECK, later, bench, None)
-
-
-def _round(checks: Sequence[Subject], number: int) -> Iterator["_Asked"]:
-    return (_Asked(f"c{number}-{subject.name}", subject) for subject in checks)
+    third = -(-len(profile.learning) // ROUNDS)
+    asked = [_Asked("sentinel", profile.checks[len(profile.checks) // 2])]
+    for number in range(ROUNDS):
+        asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
+        learning = profile.learning[number * third : (number + 1) * third]
+        asked += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in learning]
+    return _write_folder(folder, asked, bench, time_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +179,7 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
 
 
 def learnt(profile: Profile, results: JobResults) -> list[NetworkTrace]:
-    """The traces in the results of the folder `learn`."""
+    """What the results say of the networks to learn from."""
     traces = []
     for subject in profile.learning:
         timing = results.timings.get(f"l-{subject.name}")
@@ -199,27 +191,21 @@ def learnt(profile: Profile, results: JobResults) -> list[NetworkTrace]:
     return traces
 
 
-def checked(profile: Profile, *results: JobResults) -> dict[str, list[float]]:
+def checked(profile: Profile, results: JobResults) -> dict[str, list[float]]:
     """Of each check that was timed, its times in ms."""
     found: dict[str, list[float]] = defaultdict(list)
-    for each in results:
-        for subject in profile.checks:
-            for number in range(1, ROUNDS + 1):
-                timing = each.timings.get(f"c{number}-{subject.name}")
-                if timing is not None:
-                    found[subject.name].append(timing.median_ms)
+    for subject in profile.checks:
+        for number in range(1, ROUNDS + 1):
+            timing = results.timings.get(f"c{number}-{subject.name}")
+            if timing is not None:
+                found[subject.name].append(timing.median_ms)
     return dict(found)
-
-
-def refusals(profile: Profile, results: JobResults) -> dict[str, str]:
-    """Why the runtime could not run a network, by the network's name."""
-    return {job.partition("-")[2] or job: reason for job, reason in results.errors.items()}
 
 
 def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
     """How well the table foretells networks that it has not seen; None where none was timed."""
     graphs = {subject.name: subject.graph for subject in profile.checks}
-    model = ProfiledModel(table, None)
+    model = ProfiledModel(table)
     misses = [
         Miss(
             network=name,
@@ -262,51 +248,55 @@ def _percent(values: npt.NDArray[np.generic]) -> float:
 
 
 def make_table(
-    identity: TableIdentity, profiles: Mapping[str, tuple[Profile, Sequence[JobResults]]], cannot_run: Mapping[str, str]
+    identity: TableIdentity, profiles: Mapping[str, tuple[Profile, JobResults]], cannot_run: Mapping[str, str]
 ) -> ProfiledTable:
     """The table of all that was timed on a device; profiles and their results are by space.
 
     Raises:
         ConfigError: too few networks were timed to learn anything from.
     """
-    traces = [trace for profile, results in profiles.values() for each in results for trace in learnt(profile, each)]
+    traces = [trace for profile, results in profiles.values() for trace in learnt(profile, results)]
     if len(traces) < FEWEST_NETWORKS:
         raise ConfigError(
             f"at least {FEWEST_NETWORKS} networks must be timed to learn from, got {len(traces)}; give it more --time"
         )
     fit = fit_table(traces)
     scales = KernelFit({key: row.median_ms for key, row in fit.rows.items()}).scales
-    machines = [each.started for _, results in profiles.values() for each in results]
+    refused = {
+        job.partition("-")[2] or job: reason for _, results in profiles.values() for job, reason in results.errors.items()
+    }
     table = ProfiledTable(
         identity,
-        min(machine.date for machine in machines),
+        min(results.started.date for _, results in profiles.values()),
         len(traces),
         _conditions(profiles),
         fit,
         {family: tuple(theta) for family, theta in scales.items()},
         {},
-        cannot_run,
+        {**cannot_run, **refused},
     )
     certificates = {
         space: certificate
         for space, (profile, results) in profiles.items()
-        if (certificate := certify(profile, table, checked(profile, *results))) is not None
+        if (certificate := certify(profile, table, checked(profile, results))) is not None
     }
     return replace(table, certificates=certificates)
 
 
-def _conditions(profiles: Mapping[str, tuple[Profile, Sequence[JobResults]]]) -> dict[str, Any]:
+def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str, Any]:
     """How the machine was before and after, and how much of what it measured was disturbed."""
-    every = [each for _, results in profiles.values() for each in results]
-    timings = [timing for each in every for timing in each.timings.values()]
+    every = [results for _, results in profiles.values()]
+    first, last = every[0].started, every[-1].ended
+    timings = [timing for results in every for timing in results.timings.values()]
     return {
         "protocol": PROTOCOL.model_dump(mode="json"),
-        "machine": every[0].started.model_dump(mode="json"),
-        "load_before": every[0].started.load,
-        "load_after": every[-1].ended.load if every[-1].ended else None,
-        "temperatures_before_c": every[0].started.temperatures_c,
-        "temperatures_after_c": every[-1].ended.temperatures_c if every[-1].ended else None,
+        "machine": first.model_dump(mode="json"),
+        "clocks_after": [clock.current_khz for clock in last.clocks] if last else None,
+        "load_after": list(last.load or ()) if last else None,
+        "temperatures_after_c": last.temperatures_c if last else None,
         "models_timed": len(timings),
         "disturbed_in_every_attempt": sum(timing.disturbed is True for timing in timings),
-        "median_spread_percent": 100 * statistics.median(timing.spread_ms / timing.median_ms for timing in timings),
+        "median_spread_percent": round(
+            100 * statistics.median(timing.spread_ms / timing.median_ms for timing in timings), 2
+        ),
     }

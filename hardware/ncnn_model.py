@@ -438,7 +438,7 @@ def _text(layers: Sequence[Layer]) -> str:
     lines = [str(MAGIC), f"{len(layers)} {blobs}"]
     for layer in layers:
         names = [blob.name for blob in (*layer.inputs, *layer.outputs)]
-        parameters = [_parameter(key, value) for key, value in layer.params.items()]
+        parameters = [_parameter(key, value) for key, value in sorted(layer.params.items())]
         counts = [str(len(layer.inputs)), str(len(layer.outputs))]
         lines.append(" ".join([layer.kind, layer.outputs[0].name, *counts, *names, *parameters]))
     return "\n".join(lines) + "\n"

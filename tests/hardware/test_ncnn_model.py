@@ -132,8 +132,16 @@ AFTER_A_POOL = {
         "gated", Mul(), x, graph.add("gate", Conv(8, SHAPE[1:]), graph.input)
     ),
     "a sum with another pool": lambda graph, x: graph.add("sum", Add(), x, pooled(graph, graph.input, "other")),
+    "a sum that goes on as a map": lambda graph, x: graph.add(
+        "conv",
+        Conv(8, (1, 1), groups=8),
+        graph.add("sum", Add(), x, graph.add("other", Conv(8, SHAPE[1:]), graph.input)),
+    ),
     "a sum with a map": lambda graph, x: graph.add(
         "sum", Add(), graph.add("other", Conv(8, SHAPE[1:]), graph.input), x
+    ),
+    "a convolution after a sum": lambda graph, x: graph.add(
+        "conv", Conv(3, (1, 1)), graph.add("sum", Add(), x, graph.add("other", Conv(8, SHAPE[1:]), graph.input))
     ),
     "a constant": lambda graph, x: graph.add("shift", AddConstant((8, 1, 1)), x),
     "a norm": lambda graph, x: graph.add("norm", ChannelNorm(), x),
@@ -156,6 +164,12 @@ def test_what_a_global_pool_leaves_can_go_anywhere(what, tmp_path):
     found, expected = computed(graph.build(), tmp_path)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_reshape_is_spent_on_what_is_a_map_already():
+    graph = GraphBuilder(SHAPE)
+    AFTER_A_POOL["a sum that goes on as a map"](graph, pooled(graph, graph.input))
+    assert "Reshape" not in kinds(graph_param(graph.build()))
 
 
 def test_a_pool_of_as_many_channels_as_columns_gates_channels(tmp_path):

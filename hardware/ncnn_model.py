@@ -196,7 +196,9 @@ def _activation(op: Op, inputs: Sequence[Blob], output: Blob, weights: Mapping[s
 
 def _binary(operation: int) -> Emitter:
     def emit(op: Op, inputs: Sequence[Blob], output: Blob, weights: Mapping[str, FloatArray]) -> list[Layer]:
-        return _one("BinaryOp", inputs, Blob(output.name, inputs[0].shape), {0: operation})
+        # A vector is spread over a map along the channels, whichever of the two comes first.
+        shape = max((blob.shape for blob in inputs), key=len)
+        return _one("BinaryOp", inputs, Blob(output.name, shape), {0: operation})
 
     return emit
 
@@ -277,28 +279,19 @@ EMITTERS: Mapping[type, Emitter] = {
 }
 
 
-def _is_vector(blob: Blob) -> bool:
-    return len(blob.shape) == 1
-
-
-def _conv_of_vector(op: Op, inputs: Sequence[Blob]) -> bool:
-    assert isinstance(op, Conv)
-    return op.kernel == (1, 1) and op.padding == (0, 0) and op.groups == 1
-
-
 # Which operations compute on vectors what they would on maps of 1x1; the others get maps.
-TAKES_VECTORS: Mapping[type, Callable[[Op, Sequence[Blob]], bool]] = {
-    Conv: _conv_of_vector,
-    Activation: lambda op, inputs: True,
-    Add: lambda op, inputs: all(map(_is_vector, inputs)),
-    # A vector is a gate for a map with as many channels.
-    Mul: lambda op, inputs: _is_vector(inputs[1]),
-    Flatten: lambda op, inputs: True,
+TAKES_VECTORS: Mapping[type, Callable[..., bool]] = {
+    # Without padding its kernel is 1x1.
+    Conv: lambda op: op.padding == (0, 0) and op.groups == 1,
+    Activation: lambda op: True,
+    Add: lambda op: True,
+    Mul: lambda op: True,
+    Flatten: lambda op: True,
 }
 
 
-def _takes_vectors(op: Op, inputs: Sequence[Blob]) -> bool:
-    return type(op) in TAKES_VECTORS and TAKES_VECTORS[type(op)](op, inputs)
+def _takes_vectors(op: Op) -> bool:
+    return type(op) in TAKES_VECTORS and TAKES_VECTORS[type(op)](op)
 
 
 def _emit(op: Op, inputs: Sequence[tuple[Blob, Shape]], output: Blob, weights: Mapping[str, FloatArray]) -> list[Layer]:
@@ -307,7 +300,7 @@ def _emit(op: Op, inputs: Sequence[tuple[Blob, Shape]], output: Blob, weights: M
     Each input comes with its shape in the graph.
     """
     layers, entering = [], [blob for blob, _ in inputs]
-    if not _takes_vectors(op, entering):
+    if not _takes_vectors(op):
         for index, (blob, shape) in enumerate(inputs):
             if blob.shape != shape:
                 entering[index] = Blob(f"{output.name}.map{index}", shape)
@@ -346,7 +339,7 @@ def kernel_param(kernel: Kernel) -> str:
     for index, shape in enumerate(kernel.in_shapes):
         is_pooled = len(shape) == 3 and shape[1:] == (1, 1)
         entering.append((Blob(f"in{index}", shape[:1] if is_pooled else shape), shape))
-    if not _takes_vectors(kernel.ops[0], [blob for blob, _ in entering]):
+    if not _takes_vectors(kernel.ops[0]):
         entering = [(Blob(blob.name, shape), shape) for blob, shape in entering]
     layers = [Layer("Input", (), (blob,), _extents(blob.shape, (0, 1, 2, 11))) for blob, _ in entering]
     (value, shape), sides = entering[0], iter(entering[1:])
@@ -438,7 +431,7 @@ def _text(layers: Sequence[Layer]) -> str:
     lines = [str(MAGIC), f"{len(layers)} {blobs}"]
     for layer in layers:
         names = [blob.name for blob in (*layer.inputs, *layer.outputs)]
-        parameters = [_parameter(key, value) for key, value in layer.params.items()]
+        parameters = [_parameter(key, value) for key, value in sorted(layer.params.items())]
         counts = [str(len(layer.inputs)), str(len(layer.outputs))]
         lines.append(" ".join([layer.kind, layer.outputs[0].name, *counts, *names, *parameters]))
     return "\n".join(lines) + "\n"

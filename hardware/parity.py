@@ -1,8 +1,17 @@
 """Whether a runtime computes what the network does: the gate that a model passes before it counts as deployable there.
 
-Runtimes and their converters compute wrong results without a word (an attention normalised by length, a circular
-padding, a group norm: see `NOT_COMPUTED_RIGHT`), crash or hang, so each model is tried on numbers, in a process of its
-own.
+Runtimes and their converters compute wrong results without a word, crash or hang, so each model is tried on numbers, in
+a process of its own. What the operations of deploy graphs become is right in every runtime of `runtimes.RUNTIMES`;
+`tests/contracts/test_runtimes.py` holds them to it. What is known to go wrong, and how the operations avoid it:
+
+- attention normalised by length: MNN is 6e-2 off and pnnx makes ncnn compute something else. L2Normalize is exported as
+  a mean of squares and is ncnn's own layer;
+- circular padding: MNN cannot load it and pnnx makes ncnn compute something else. Circular convolutions are slices, a
+  concatenation and a convolution without padding;
+- a global mean written as a reduction: ncnn is 2e-1 off after pnnx. GlobalPool is a pool;
+- group norm and instance norm: MNN is 6e0 off. There is no such operation;
+- 3x3 convolutions in MNN's largest Winograd tiles: 3e-4 off. The runner asks for smaller ones;
+- values of more than four axes: ncnn has none, `ncnn_model` refuses them.
 """
 
 import tempfile

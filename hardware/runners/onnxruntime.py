@@ -56,10 +56,12 @@ def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
 
 
 def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:
-    """What the model makes of a batch (n, channels, height, width)."""
+    """What the model makes of (n, channels, height, width); one of a fixed batch takes that many images at a time."""
     session = open_session(model)
-    (result,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(images, np.float32)})
-    output: FloatArray = result
+    (entering,) = session.get_inputs()
+    batch = entering.shape[0] if isinstance(entering.shape[0], int) else len(images)
+    parts = [np.ascontiguousarray(images[start : start + batch], np.float32) for start in range(0, len(images), batch)]
+    output: FloatArray = np.concatenate([session.run(None, {entering.name: part})[0] for part in parts])
     return output
 
 

@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from hardware import cost, kernels, ncnn_layers, onnx_model, ops
+from hardware import cost, kernels, ncnn_layers, ncnn_model, onnx_model, ops
 from searchspace import deploy_module
 
 OPS = set(get_args(ops.Op))
@@ -21,6 +21,7 @@ OPS = set(get_args(ops.Op))
         cost.WINDOW,
         kernels.DETAIL,
         ncnn_layers.LAYERS,
+        ncnn_model.EMITTERS,
         onnx_model.EMITTERS,
         deploy_module.TORCH_FORM,
     ],
@@ -33,4 +34,4 @@ def test_activations_have_a_form_in_each_engine():
     from searchspace.layers import ACTIVATION_MODULES
 
     assert set(ACTIVATION_MODULES) == set(ops.ACTIVATIONS) == set(deploy_module.ACTIVATIONS)
-    assert set(onnx_model.ACTIVATIONS) == set(ops.ACTIVATIONS)
+    assert set(onnx_model.ACTIVATIONS) == set(ncnn_model.ACTIVATIONS) == set(ops.ACTIVATIONS)

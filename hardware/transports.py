@@ -204,10 +204,9 @@ class Watcher:
             ConfigError: the file has a line that is no record.
         """
         try:
-            journal = board.Journal.resume(folder / board.SAMPLES, lambda line: None)
+            journal = board.Journal.read(folder / board.SAMPLES)
         except board.Refused as error:
             raise ConfigError(str(error)) from error
-        journal.close()
         ids = {job.id for job in jobs.jobs}
         self._seen = {job for job in ids if journal.is_done(job)}
         self._total = len(ids)

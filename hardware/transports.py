@@ -175,7 +175,9 @@ def measure_by_shell(shell: Shell, folder: Path, on_progress: OnProgress) -> Non
     there = f"{shell.directory}/{hashlib.sha256(own).hexdigest()[:16]}"
     _push(shell, folder, jobs, there)
     journal = board.Journal.resume(folder / board.SAMPLES, watcher.hear)
-    script = f"cd {shlex.quote(there)} && exec {shlex.quote(shell.python)} -u board.py --stream --take-over jobs"
+    # A shell that lives as long turns a death by a signal into an exit code, which ssh would call a lost connection.
+    python = shlex.quote(shell.python)
+    script = f"cd {shlex.quote(there)} && {python} -u board.py --stream --take-over jobs; exit $?"
 
     def take(line: str) -> None:
         # Login scripts of boards have been seen to greet, even where nobody sits in front of them.
@@ -301,7 +303,7 @@ def _last(errors: str) -> str:
 def _probe(shell: Shell, jobs: JobList) -> None:
     python, module = shlex.quote(shell.python), board.MODULES[jobs.runtime]
     script = (
-        f"command -v {python} >/dev/null 2>&1 || exit {_NO_PYTHON}; exec {python} -c {shlex.quote(_PROBE)} {module}"
+        f"command -v {python} >/dev/null 2>&1 || exit {_NO_PYTHON}; {python} -c {shlex.quote(_PROBE)} {module}; exit $?"
     )
     done = run_program(shell.command(script))
     if done.returncode == 0:

@@ -165,7 +165,7 @@ def test_the_sentinel_runs_before_and_after_every_batch(tmp_path):
     script = Script({"s": [1.0] * 5, "a": [5.0], "b": [6.0], "c": [7.0]})
     journal = _measure(tmp_path / "samples.jsonl", _jobs("sabc"), script)
     assert "".join(script.calls) == "ssasbcs"
-    assert journal.accepted == {name: (1, False) for name in "sabc"}
+    assert journal.accepted == dict.fromkeys("sabc", (1, False))
 
 
 def test_a_batch_is_measured_again_after_the_sentinel_ran_slower(tmp_path):
@@ -256,7 +256,7 @@ def test_another_machine_or_protocol_does_not_continue_a_folder(tmp_path):
         _measure(path, _jobs("sab", retries=7), Script({"s": [1.0] * 9}))
     other = Script({"s": [1.0] * 9})
     other._machine = lambda: {**Script({})._machine(), "cpu": "another"}
-    with pytest.raises(board.Refused, match="cpu must stay .* 'scripted', got 'another'"):
+    with pytest.raises(board.Refused, match=r"cpu must stay .* 'scripted', got 'another'"):
         _measure(path, _jobs("sab"), other)
 
 
@@ -336,7 +336,6 @@ def test_the_process_stays_on_the_cores_that_are_asked_for(fake_ncnn, make_folde
 
 
 def test_an_interrupted_job_counts_as_no_crash_and_the_folder_is_held_while_it_runs(fake_ncnn, make_folder, tmp_path):
-    os.mkfifo(tmp_path / "began")
     plans = {"a": {"ms": [1.0]}, "b": {"ms": [2.0], "wait_for": str(tmp_path / "go"), "touch": str(tmp_path / "there")}}
     folder = make_folder(plans, sentinel="a")
     process = subprocess.Popen([sys.executable, str(SOURCE), "--stream", str(folder)], stdout=subprocess.PIPE)
@@ -371,7 +370,7 @@ def test_nobody_listening_ends_the_measurement_in_good_order(fake_ncnn, make_fol
 
 def test_a_board_is_described_by_its_files(tmp_path):
     files = {
-        "proc/cpuinfo": "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd03\n\nprocessor\t: 1\nCPU part\t: 0xd08\n",
+        "proc/cpuinfo": "processor : 0\nCPU implementer\t: 0x41\nCPU part : 0xd03\n\nprocessor : 1\nCPU part : 0xd08\n",
         "proc/loadavg": "0.25 0.50 1.75 1/99 4321\n",
         "proc/device-tree/model": "Some Board\0",
         "sys/devices/system/cpu/cpu1/cpufreq/scaling_governor": "ondemand\n",

@@ -454,7 +454,7 @@ def _tell_nobody(line: str) -> None:
 
 
 class Journal:
-    """What samples.jsonl says so far; `write` appends to it, and `tell` hears every new record as a line of text."""
+    """What samples.jsonl says so far. Once resumed, `write` appends to it, and `tell` hears each record as a line."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] | None = None
@@ -477,8 +477,8 @@ class Journal:
         self._tell: Callable[[str], None] = _tell_nobody
 
     @classmethod
-    def resume(cls, path: Path, tell: Callable[[str], None]) -> Journal:
-        """The journal in `path`, ready for more; a last line that was torn off in the middle is removed.
+    def read(cls, path: Path) -> Journal:
+        """What stands in `path`, which is made if need be; a last line that was torn off in the middle is removed.
 
         Raises:
             Refused: a line is not a record.
@@ -497,6 +497,16 @@ class Journal:
                 rule = "the line must be a record of a measurement"
                 what_to_do = "remove the file to begin anew"
                 raise Refused(f"{path}:{number}: {rule}, got {line[:60]!r} ({error!r}); {what_to_do}") from error
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path, tell: Callable[[str], None]) -> Journal:
+        """What stands in `path`, ready for more until it is closed.
+
+        Raises:
+            Refused: a line is not a record.
+        """
+        journal = cls.read(path)
         journal._file = path.open("a", encoding="utf-8")
         journal._tell = tell
         return journal
@@ -551,8 +561,6 @@ class Journal:
         if record["at"] == "start":
             if self.settings is None:
                 self.settings, self.machine = record["settings"], record["machine"]
-            if not self.open:
-                self.readings = []
             self._close_running()
 
     def _take_begin(self, record: dict[str, Any]) -> None:
@@ -564,6 +572,9 @@ class Journal:
 
     def _take_sentinel(self, record: dict[str, Any]) -> None:
         self.running = None
+        if not self.open:
+            # How it ran before a pause says nothing of what comes next.
+            self.readings = []
         self.readings.append(record)
         self.best_ms = min(self.best_ms, record["median_ms"])
         self.best_khz = max(self.best_khz, record["clock_khz"] or 0)
@@ -594,6 +605,7 @@ class Journal:
             if job in self.open:
                 self.open.remove(job)
         if not self.open:
+            # The last reading behind these jobs is the first before the next ones.
             self.readings = self.readings[-1:]
 
     def _close_running(self) -> None:
@@ -887,8 +899,10 @@ def _work(options: argparse.Namespace) -> int:
                 out.write(text + "\n")
                 out.flush()
 
-        with _lock(options.folder, options.take_over):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_lock(options.folder, options.take_over))
             journal = Journal.resume(options.folder / SAMPLES, tell)
+            stack.callback(journal.close)
             progress.seen.update(job["id"] for job in jobs["jobs"] if journal.is_done(job["id"]))
             measure(jobs, runtime_bench(options.folder, jobs), journal, options.worker.time_limit_s)
     except (Refused, OSError) as error:

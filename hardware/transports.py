@@ -175,7 +175,9 @@ def measure_by_shell(shell: Shell, folder: Path, on_progress: OnProgress) -> Non
     there = f"{shell.directory}/{hashlib.sha256(own).hexdigest()[:16]}"
     _push(shell, folder, jobs, there)
     journal = board.Journal.resume(folder / board.SAMPLES, watcher.hear)
-    script = f"cd {shlex.quote(there)} && exec {shlex.quote(shell.python)} -u board.py --stream --take-over jobs"
+    # A shell that lives as long turns a death by a signal into an exit code, which ssh would call a lost connection.
+    python = shlex.quote(shell.python)
+    script = f"cd {shlex.quote(there)} && {python} -u board.py --stream --take-over jobs; exit $?"
 
     def take(line: str) -> None:
         # Login scripts of boards have been seen to greet, even where nobody sits in front of them.
@@ -204,10 +206,9 @@ class Watcher:
             ConfigError: the file has a line that is no record.
         """
         try:
-            journal = board.Journal.resume(folder / board.SAMPLES, lambda line: None)
+            journal = board.Journal.read(folder / board.SAMPLES)
         except board.Refused as error:
             raise ConfigError(str(error)) from error
-        journal.close()
         ids = {job.id for job in jobs.jobs}
         self._seen = {job for job in ids if journal.is_done(job)}
         self._total = len(ids)
@@ -302,7 +303,7 @@ def _last(errors: str) -> str:
 def _probe(shell: Shell, jobs: JobList) -> None:
     python, module = shlex.quote(shell.python), board.MODULES[jobs.runtime]
     script = (
-        f"command -v {python} >/dev/null 2>&1 || exit {_NO_PYTHON}; exec {python} -c {shlex.quote(_PROBE)} {module}"
+        f"command -v {python} >/dev/null 2>&1 || exit {_NO_PYTHON}; {python} -c {shlex.quote(_PROBE)} {module}; exit $?"
     )
     done = run_program(shell.command(script))
     if done.returncode == 0:

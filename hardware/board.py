@@ -203,8 +203,8 @@ RUNTIMES: dict[str, Callable[[], tuple[str, Callable[..., Callable[[], object]]]
 }
 
 
-# --- What a runtime's own clock says of each operator. Each of TRACERS takes (path, job, threads, runs) and returns what
-# was run, in the order of running, as [name, [ms of every run]].
+# --- What a runtime's own clock says of each operator. Each of TRACERS takes (path, job, threads, runs) and returns
+# what was run, in the order of running, as [name, [ms of every run]].
 
 # The first runs of a model are slower than the later ones.
 UNTRACED_RUNS = 2
@@ -257,7 +257,7 @@ def _trace_ncnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list
 def _trace_mnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list[list[Any]]:
     interpreter, session = _load_mnn(path, job, threads)
     found: dict[str, list[float]] = {}
-    number, start = 0, 0.0
+    count, start = 0, 0.0
 
     def begin(tensors: object, operator: object) -> bool:
         nonlocal start
@@ -266,11 +266,11 @@ def _trace_mnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list[
 
     def end(tensors: object, operator: Any) -> bool:
         took_ms = 1e3 * (time.perf_counter() - start)
-        if number >= UNTRACED_RUNS:
+        if count >= UNTRACED_RUNS:
             found.setdefault(operator.getName(), []).append(took_ms)
         return True
 
-    for number in range(UNTRACED_RUNS + runs):
+    for count in range(UNTRACED_RUNS + runs):  # noqa: B007 -- read by end()
         interpreter.runSessionWithCallBackInfo(session, begin, end)
     return [[name, times] for name, times in found.items()]
 
@@ -292,6 +292,7 @@ def trace_summary(operators: list[list[Any]]) -> list[list[Any]]:
         kept = sorted(times)[: max(1, round(COUNTED_SHARE * len(times)))]
         found.append([name, round(sum(kept) / len(kept), 7)])
     return found
+
 
 # What import calls them, and what pip is told. ncnn's wheel asks for libraries that measuring does not need, of which
 # numpy has no wheel for 32-bit boards.

@@ -74,19 +74,29 @@ def _readme(jobs: JobList) -> str:
     )
 
 
-def read_results(file: Path, folder: Path) -> JobResults:
-    """What a board measured of the jobs in `folder`: samples.jsonl itself, or an archive that has it.
+def import_results(file: Path, folder: Path) -> JobResults:
+    """What a board measured of the jobs in `folder`, which is kept there: samples.jsonl itself, or an archive with it.
 
     Nothing is unpacked to the disk under a name from the archive.
 
     Raises:
         ConfigError: the file cannot be read, is too large or unsafe, or its records break a rule.
     """
+    name, text = _brought(file)
+    results = parse_results(text, folder, name=name)
+    partial = folder / f".{board.SAMPLES}.partial"
+    partial.write_bytes(text)
+    partial.replace(folder / board.SAMPLES)
+    return results
+
+
+def _brought(file: Path) -> tuple[str, bytes]:
+    """The text of samples.jsonl, and what messages call it."""
     try:
         with file.open("rb") as content:
             is_packed = content.read(2) == b"\x1f\x8b"
         if not (is_packed or tarfile.is_tarfile(file)):
-            return parse_results(_samples_text(file), folder, name=str(file))
+            return str(file), _samples_text(file)
         with tempfile.TemporaryFile() as plain:
             with file.open("rb") as packed:
                 _copy(gzip.GzipFile(fileobj=packed) if is_packed else packed, plain, file)
@@ -95,7 +105,7 @@ def read_results(file: Path, folder: Path) -> JobResults:
                 name, text = _samples_in(archive, file)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise ConfigError(f"{file}: a samples.jsonl or an archive with it is needed, got {error}") from error
-    return parse_results(text, folder, name=f"{file}:{name}")
+    return f"{file}:{name}", text
 
 
 def _samples_text(file: Path) -> bytes:

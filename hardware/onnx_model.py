@@ -4,7 +4,6 @@ The file is plain: one input `image` (batch, channels, height, width), one outpu
 fp32 weights inside, operator set 17, which every runtime of interest reads.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from hardware.graph import DeployGraph, DeployModel, Node
-from hardware.kernels import Kernel
 from hardware.ops import (
-    ARITY,
     Activation,
     Add,
     AddConstant,
@@ -35,8 +32,6 @@ from hardware.ops import (
     Reshape,
     Slice,
     Softmax,
-    output_shape,
-    weight_shapes,
 )
 
 OPSET = 17
@@ -219,36 +214,6 @@ EMITTERS: Mapping[type, Emitter] = {
     MatMul: _matmul,
     Softmax: lambda node, inputs, output: _one("Softmax", inputs, output, axis=-1),
 }
-
-
-def kernel_model(kernel: Kernel) -> onnx.ModelProto:
-    """One kernel alone, batch 1, as ONNX: every shape that enters it is an input, its weights are zeros.
-
-    What a kernel takes does not depend on the weights; zeros are what the published benchmarks use as well.
-    """
-    entering = [f"input{index}" for index in range(len(kernel.in_shapes))]
-    sides = iter(zip(entering[1:], kernel.in_shapes[1:], strict=True))
-    value, shape = entering[0], kernel.in_shapes[0]
-    nodes: list[onnx.NodeProto] = []
-    weights: list[onnx.TensorProto] = []
-    for index, op in enumerate(kernel.ops):
-        # An operation alone takes whatever enters; in a chain each takes as many as it needs.
-        others = None if len(kernel.ops) == 1 else ARITY[type(op)] - 1
-        inputs = [(value, shape), *itertools.islice(sides, others)]
-        names, in_shapes = zip(*inputs, strict=True)
-        value, shape = f"op{index}", output_shape(op, in_shapes)
-        nodes += EMITTERS[type(op)](Node(value, op, (), shape), names, value)
-        weights += [
-            numpy_helper.from_array(np.zeros(size, np.float32), f"{value}.{name}")
-            for name, size in weight_shapes(op, in_shapes).items()
-        ]
-    entering_info = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size])
-        for name, size in zip(entering, kernel.in_shapes, strict=True)
-    ]
-    return _model(
-        nodes, entering_info, helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, *kernel.out_shape]), weights
-    )
 
 
 def to_onnx(

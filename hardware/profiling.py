@@ -9,7 +9,7 @@ its certificate.
 import heapq
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from hardware.attribution import OperatorTime, attributed
 from hardware.calibration import spearman
 from hardware.cost import BYTES_PER_FLOAT, cost, node_macs
 from hardware.graph import DeployGraph
+from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
 from hardware.job_results import JobResults
 from hardware.kernel_fit import KernelFit
@@ -106,8 +107,8 @@ class Profile:
     rules: tuple[FusionRule, ...]
 
 
-# Writes the models of networks into files that a runtime loads, and says of each that it cannot write why.
-WriteModels = Callable[[Sequence[tuple[DeployGraph, Path]]], Iterable[str | None]]
+# Writes networks into files that a runtime loads, and says of each that it cannot write why.
+WriteModels = Callable[[Sequence[tuple[DeployGraph, Path]]], Iterable[Path | Failed]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
     files = {name: folder / f"{name}{SUFFIXES[bench.runtime]}" for name in graphs}
     # What an earlier run has written is what would be written now.
     missing = [name for name, path in files.items() if not path.exists()]
-    problems = bench.write_models([(graphs[name], files[name]) for name in missing])
-    refused = {name: problem for name, problem in zip(missing, problems, strict=True) if problem is not None}
+    written = bench.write_models([(graphs[name], files[name]) for name in missing])
+    refused = {name: answer.reason for name, answer in zip(missing, written, strict=True) if isinstance(answer, Failed)}
     entering, leaving = ENDS[bench.runtime]
     jobs = tuple(
         Job(
@@ -243,7 +244,7 @@ def predict_ms(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionR
     return model.network(total_ms, BYTES_PER_FLOAT * cost(graph).params, Tier.measured).value_ms
 
 
-def _percent(values: npt.NDArray[np.generic]) -> float:
+def _percent(values: npt.NDArray[np.floating] | npt.NDArray[np.bool_]) -> float:
     return 100 * float(np.mean(values))
 
 
@@ -263,7 +264,9 @@ def make_table(
     fit = fit_table(traces)
     scales = KernelFit({key: row.median_ms for key, row in fit.rows.items()}).scales
     refused = {
-        job.partition("-")[2] or job: reason for _, results in profiles.values() for job, reason in results.errors.items()
+        job.partition("-")[2] or job: reason
+        for _, results in profiles.values()
+        for job, reason in results.errors.items()
     }
     table = ProfiledTable(
         identity,

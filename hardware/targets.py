@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hardware.job_folder import Runtime
 from hardware.kernels import FusionRule
 from hardware.latency_table import (
     CalibratedModel,
@@ -71,13 +72,13 @@ class TargetFile(BaseModel):
     device: str
     cpu: str
     description: str
-    runtime: str
+    runtime: Runtime
     runtime_version: str
     precision: Literal["fp32"]
     protocol: str
     tier: Literal["calibrated", "measured"]
     fusion_rules: tuple[FusionRule, ...]
-    other_runtimes: dict[str, tuple[FusionRule, ...]] = {}
+    other_runtimes: dict[Runtime, tuple[FusionRule, ...]] = {}
     provenance: Provenance
     calibration: str | None = None
     outside_range: OutsideRange | None = None

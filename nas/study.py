@@ -53,8 +53,8 @@ class InfeasibleBudget(Exception):
     def __init__(self, problem: Problem, fastest: ArchSpec, cost: StaticCost) -> None:
         super().__init__(
             f"no network of space {problem.space.name} keeps {problem.settings.budget} on {problem.target.name}: "
-            f"the fastest member of the space ({spec_id(fastest)}, input {fastest.input_shape[1]} px) is expected to take "
-            f"{cost.latency.value_ms:.3g} ms and up to {cost.latency.high_ms:.3g} ms; allow at least that"
+            f"the fastest member of the space ({spec_id(fastest)}, input {fastest.input_shape[1]} px) is expected to "
+            f"take {cost.latency.value_ms:.3g} ms and up to {cost.latency.high_ms:.3g} ms; allow at least that"
         )
         self.fastest = fastest
         self.cost = cost

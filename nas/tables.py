@@ -1,18 +1,17 @@
 """Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hardware.board import SAMPLES
 from hardware.bundle import import_results, write_bundle
-from hardware.graph import DeployGraph
 from hardware.job_folder import load_jobs
 from hardware.job_results import JobResults, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
-from hardware.profiling import PROTOCOL, Bench, Profile, Subject, by_importance, make_table, prepare
+from hardware.profiling import Bench, Profile, Subject, by_importance, make_table, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import (
@@ -66,11 +65,6 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
     return Profile(by_importance(every[checks:], rules), every[:checks], rules)
 
 
-def write_models(runtime: str) -> Callable[[Sequence[tuple[DeployGraph, Path]]], Iterator[str | None]]:
-    """What writes networks into files that the runtime loads, and says of each that it cannot write why."""
-    return RUNTIMES[runtime].write_timed
-
-
 def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:
     """Runs networks of the space on the device and makes its table, with all that was run there before.
 
@@ -92,7 +86,7 @@ def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str
     folder = job_folder(wanted, described)
     known = len(load_results(folder).timings) if (folder / SAMPLES).exists() else 0
     short = Profile(profile.learning[: count + known], profile.checks, profile.rules)
-    bench = Bench(described.runtime, wanted.threads, None, write_models(described.runtime))
+    bench = Bench(described.runtime, wanted.threads, None, RUNTIMES[described.runtime].write_timed)
     return folder, prepare(short, folder, bench, time_s=wanted.time_s)
 
 

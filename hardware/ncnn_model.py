@@ -335,11 +335,12 @@ def kernel_param(kernel: Kernel) -> str:
     Raises:
         ValueError: a value in it has more than four axes.
     """
-    takes_vectors = _takes_vectors(kernel.ops[0])
-    entering = [
-        (Blob(f"in{index}", shape[:1] if takes_vectors and shape[1:] == (1, 1) else shape), shape)
-        for index, shape in enumerate(kernel.in_shapes)
-    ]
+    entering: list[tuple[Blob, Shape]] = []
+    for index, shape in enumerate(kernel.in_shapes):
+        is_pooled = len(shape) == 3 and shape[1:] == (1, 1)
+        entering.append((Blob(f"in{index}", shape[:1] if is_pooled else shape), shape))
+    if not _takes_vectors(kernel.ops[0]):
+        entering = [(Blob(blob.name, shape), shape) for blob, shape in entering]
     layers = [Layer("Input", (), (blob,), _extents(blob.shape, (0, 1, 2, 11))) for blob, _ in entering]
     (value, shape), sides = entering[0], iter(entering[1:])
     for index, op in enumerate(kernel.ops):

@@ -24,9 +24,6 @@ class OpenTimed(Protocol):
 class Runtime:
     """One runtime; `library` is what pip calls it, `suffix` what the files end with that it loads.
 
-    Kernels are written and opened so that their values come and go as they lie inside a network, where the runtime lets
-    one: bringing them into its own layout and back happens once in a network, not in each kernel.
-
     Writing goes on after a model that cannot be written and says why. `run` and `open_timed` raise `ConfigError` for a
     file that the runtime cannot load, if it does not crash: see `hardware.isolated`.
     """
@@ -38,7 +35,6 @@ class Runtime:
     write_kernels: Callable[[Sequence[tuple[Kernel, Path]]], Iterable[Path | Failed]]
     run: Callable[[Path, FloatArray], FloatArray]
     open_timed: OpenTimed
-    open_kernel: OpenTimed
 
 
 def _write_onnx_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
@@ -80,7 +76,7 @@ def _write_mnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Pa
 
 
 def _write_mnn_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
-    return mnn_model.write_mnn_kernels([(onnx_model.kernel_model(kernel), path) for kernel, path in kernels])
+    return mnn_model.write_mnn([(onnx_model.kernel_model(kernel), path) for kernel, path in kernels])
 
 
 RUNTIMES: Mapping[str, Runtime] = {
@@ -94,27 +90,8 @@ RUNTIMES: Mapping[str, Runtime] = {
             _write_onnx_kernels,
             onnxruntime.run,
             onnxruntime.open_timed,
-            onnxruntime.open_timed,
         ),
-        Runtime(
-            "ncnn",
-            "ncnn",
-            ".param",
-            _write_ncnn_models,
-            _write_ncnn_kernels,
-            ncnn.run,
-            ncnn.open_timed,
-            ncnn.open_kernel,
-        ),
-        Runtime(
-            "mnn",
-            "MNN",
-            ".mnn",
-            _write_mnn_models,
-            _write_mnn_kernels,
-            mnn.run,
-            mnn.open_timed,
-            mnn.open_timed,
-        ),
+        Runtime("ncnn", "ncnn", ".param", _write_ncnn_models, _write_ncnn_kernels, ncnn.run, ncnn.open_timed),
+        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_kernels, mnn.run, mnn.open_timed),
     )
 }

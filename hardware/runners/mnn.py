@@ -32,25 +32,12 @@ def convert(onnx_file: Path, mnn_file: Path) -> None:
     Raises:
         ConfigError: MNN cannot convert it.
     """
-    _convert(onnx_file, mnn_file)
-
-
-def convert_kernel(onnx_file: Path, mnn_file: Path) -> None:
-    """The same for one kernel, whose values come and go in MNN's own layout, as they do inside a network.
-
-    Raises:
-        ConfigError: MNN cannot convert it.
-    """
-    _convert(onnx_file, mnn_file, "--keepInputFormat", "0")
-
-
-def _convert(onnx_file: Path, mnn_file: Path, *options: str) -> None:
     arguments = ["-f", "ONNX", "--modelFile", str(onnx_file), "--MNNModel", str(mnn_file), "--bizCode", "edge-nas"]
     mnn_file.unlink(missing_ok=True)
     with _captured() as printed:
         import _tools
 
-        succeeded = _tools.mnnconvert(["mnnconvert", *arguments, *options])
+        succeeded = _tools.mnnconvert(["mnnconvert", *arguments])
     # It says of some models that it converted them and writes none.
     if not succeeded or not mnn_file.is_file():
         raise ConfigError(f"{onnx_file}: MNN cannot convert it ({' '.join(printed)})")

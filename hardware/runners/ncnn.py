@@ -1,6 +1,6 @@
-"""ncnn on this machine's processor: what a model computes, and calls that run it once."""
+"""ncnn on this machine's processor: what a model computes, and a call that runs it once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,66 +47,33 @@ def run(param: Path, images: FloatArray) -> FloatArray:
 
 
 def open_timed(param: Path, *, threads: int = 1) -> Callable[[], None]:
-    """A call that runs the model once, on noise that is always the same, from plain values to plain values.
+    """A call that runs the model once, on noise that is always the same.
 
     Without a .bin beside it the weights are zeros, as in ncnn's own benchmark; that takes as long.
 
     Raises:
         ConfigError: ncnn cannot load it, or fails while it runs it for the first time.
     """
-    net = _open_with_or_without_weights(param, threads)
-    return _run_once(param, net, _noise(param), _AS_PLAIN_VALUES)
+    import ncnn
 
+    weights = param.with_suffix(".bin")
+    net = _open(param, weights if weights.is_file() else None, threads)
+    rng = np.random.default_rng(0)
+    feed = [
+        (name, ncnn.Mat(rng.standard_normal(shape, np.float32)).clone())
+        for name, shape in input_shapes(param.read_text(encoding="ascii")).items()
+    ]
 
-def open_kernel(param: Path, *, threads: int = 1) -> Callable[[], None]:
-    """A call that runs one kernel once as it would run inside a network, where values lie as ncnn packs them.
-
-    Packing is 4, 8 or 16 channels beside each other, as the processor likes it. What enters is packed beforehand and
-    what leaves stays packed; networks are predicted up to 40 % too slow without.
-
-    Raises:
-        ConfigError: ncnn cannot load it, or fails while it runs it for the first time.
-    """
-    net = _open_with_or_without_weights(param, threads)
-    return _run_once(param, net, {name: _packed(value) for name, value in _noise(param).items()}, _AS_IT_IS)
-
-
-# What `extract` is asked for.
-_AS_PLAIN_VALUES, _AS_IT_IS = 0, 1
-
-
-def _run_once(param: Path, net: Any, feed: Mapping[str, Any], extract_as: int) -> Callable[[], None]:
     def run_once() -> None:
         extractor = net.create_extractor()
-        for name, value in feed.items():
-            extractor.input(name, value)
-        status, _ = extractor.extract("out0", extract_as)
+        for name, image in feed:
+            extractor.input(name, image)
+        status, _ = extractor.extract("out0")
         if status:
             raise ConfigError(f"{param}: ncnn fails while it runs it (status {status})")
 
     run_once()
     return run_once
-
-
-def _noise(param: Path) -> dict[str, Any]:
-    import ncnn
-
-    rng = np.random.default_rng(0)
-    shapes = input_shapes(param.read_text(encoding="ascii"))
-    return {name: ncnn.Mat(rng.standard_normal(shape, np.float32)).clone() for name, shape in shapes.items()}
-
-
-def _packed(value: Any) -> Any:
-    """The value as the first layer of a network leaves it."""
-    import ncnn
-
-    net = ncnn.Net()
-    _compute_in_fp32(net)
-    net.load_param_mem("7767517\n2 2\nInput in0 0 1 in0\nReLU out0 1 1 in0 out0\n")
-    net.load_model(ncnn.DataReaderFromEmpty())
-    extractor = net.create_extractor()
-    extractor.input("in0", value)
-    return extractor.extract("out0", _AS_IT_IS)[1]
 
 
 def input_shapes(param: str) -> dict[str, Shape]:
@@ -120,24 +87,15 @@ def input_shapes(param: str) -> dict[str, Shape]:
     return found
 
 
-def _open_with_or_without_weights(param: Path, threads: int) -> Any:
-    weights = param.with_suffix(".bin")
-    return _open(param, weights if weights.is_file() else None, threads)
-
-
 def _open(param: Path, weights: Path | None, threads: int) -> Any:
     import ncnn
 
     net = ncnn.Net()
     net.opt.num_threads = threads
-    _compute_in_fp32(net)
+    for unwanted in _NOT_FP32:
+        setattr(net.opt, unwanted, False)
     if net.load_param(str(param)):
         raise ConfigError(f"{param}: ncnn cannot load it")
     if net.load_model(ncnn.DataReaderFromEmpty() if weights is None else str(weights)):
         raise ConfigError(f"{weights or param}: ncnn cannot load the weights")
     return net
-
-
-def _compute_in_fp32(net: Any) -> None:
-    for unwanted in _NOT_FP32:
-        setattr(net.opt, unwanted, False)

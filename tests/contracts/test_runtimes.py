@@ -196,7 +196,7 @@ def test_every_kernel_can_be_timed_alone_without_its_weights(runtime, kernels, t
     paths = [tmp_path / f"{index}{chosen.suffix}" for index in range(len(kernels))]
     assert list(chosen.write_kernels(list(zip(kernels, paths, strict=True)))) == paths
     for path in paths:
-        chosen.open_kernel(path, threads=1)()
+        chosen.open_timed(path, threads=1)()
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -15,9 +15,6 @@ from searchspace.network import block_graph
 from searchspace.registry import BlockSpec
 from searchspace.spec import ArchSpec
 
-# Starting an operation takes about as long as so many multiply-adds, on anything from a small board to a desktop.
-MACS_PER_OPERATION = 20_000
-
 
 @dataclass(frozen=True, slots=True)
 class StaticCost:
@@ -47,13 +44,12 @@ class StaticCosts:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._blocks: dict[tuple[Shape, BlockSpec], BlockCost] = {}
-        self._stand_ins: dict[tuple[Shape, BlockSpec], float] = {}
 
     def block(self, in_shape: Shape, block: BlockSpec) -> BlockCost:
         """What one block costs after a given shape.
 
         Raises:
-            UnmeasuredKernel: the target's table is of measured kernels and lacks one.
+            UnmeasuredKernel: the target's table is of measured kernels and knows nothing like one.
             ValueError: the block does not fit the shape.
         """
         found = self._blocks.get((in_shape, block))
@@ -61,19 +57,11 @@ class StaticCosts:
             found = self._blocks[in_shape, block] = _block_cost(self.target, in_shape, block)
         return found
 
-    def macs_and_overhead(self, in_shape: Shape, block: BlockSpec) -> float:
-        """Multiply-adds of a block and a share for each operation: a stand-in for latency where none is known yet."""
-        found = self._stand_ins.get((in_shape, block))
-        if found is None:
-            graph = block_graph(in_shape, block)
-            found = self._stand_ins[in_shape, block] = cost(graph).macs + MACS_PER_OPERATION * len(graph.nodes)
-        return found
-
     def __call__(self, spec: ArchSpec) -> StaticCost:
         """What the whole network costs.
 
         Raises:
-            UnmeasuredKernel: the target's table is of measured kernels and lacks one.
+            UnmeasuredKernel: the target's table is of measured kernels and knows nothing like one.
             ValueError: the blocks do not fit each other.
         """
         shape: Shape = spec.input_shape
@@ -87,9 +75,9 @@ class StaticCosts:
             latency_ms += part.latency_ms
             tier = worst_tier((tier, part.tier))
             shape = part.out_shape
-        return StaticCost(
-            macs, params, params * BYTES_PER_FLOAT + peak, self.target.latency_model.network(latency_ms, tier)
-        )
+        weight_bytes = params * BYTES_PER_FLOAT
+        latency = self.target.latency_model.network(latency_ms, weight_bytes, tier)
+        return StaticCost(macs, params, weight_bytes + peak, latency)
 
 
 def _block_cost(target: Target, in_shape: Shape, block: BlockSpec) -> BlockCost:

@@ -96,7 +96,12 @@ DETAIL: Mapping[type, Callable[..., str]] = {
 
 
 def fuse(graph: DeployGraph, rules: Sequence[FusionRule]) -> tuple[Kernel, ...]:
-    """The kernels of `graph` in running order, the longest matching rule first.
+    """The kernels of `graph` in running order, as `fused_chains` puts its nodes together."""
+    return tuple(_kernel(graph, chain) for chain in fused_chains(graph, rules))
+
+
+def fused_chains(graph: DeployGraph, rules: Sequence[FusionRule]) -> tuple[tuple[int, ...], ...]:
+    """The nodes of each kernel, in running order, the longest matching rule first.
 
     Two operations fuse only when nothing else reads the value between them. The chain is entered by the first input
     of each operation or, for the commutative ones, by either.
@@ -107,15 +112,15 @@ def fuse(graph: DeployGraph, rules: Sequence[FusionRule]) -> tuple[Kernel, ...]:
             consumers[source].append(index)
     ordered_rules = sorted(rules, key=len, reverse=True)
     done = [isinstance(node.op, Input) for node in graph.nodes]
-    kernels = []
+    chains = []
     for index in range(len(graph.nodes)):
         if done[index]:
             continue
         chain = _longest_chain(graph, index, consumers, ordered_rules)
         for member in chain:
             done[member] = True
-        kernels.append(_kernel(graph, chain))
-    return tuple(kernels)
+        chains.append(chain)
+    return tuple(chains)
 
 
 def _longest_chain(

@@ -10,7 +10,6 @@ it; where one cannot, a reshape makes a map of it.
 Source: https://github.com/Tencent/ncnn/wiki/operators and the layers' own load_param and load_model.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from hardware.graph import DeployGraph, DeployModel, FloatArray
-from hardware.kernels import FusionRule, Kernel
+from hardware.kernels import FusionRule
 from hardware.ops import (
-    ARITY,
     Activation,
     Add,
     AddConstant,
@@ -43,7 +41,6 @@ from hardware.ops import (
     Shape,
     Slice,
     Softmax,
-    output_shape,
     weight_shapes,
 )
 
@@ -327,32 +324,14 @@ def graph_param(graph: DeployGraph) -> str:
     return _text(_graph_layers(graph, {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}))
 
 
-def kernel_param(kernel: Kernel) -> str:
-    """The .param of one kernel alone, to be timed with weights of zeros.
-
-    A map of 1x1 enters as the vector that a global pool leaves where the kernel can take it so.
+def network_param(graph: DeployGraph) -> str:
+    """The .param of a network, to be timed with weights of zeros; as `to_ncnn` writes it with weights.
 
     Raises:
         ValueError: a value in it has more than four axes.
     """
-    entering: list[tuple[Blob, Shape]] = []
-    for index, shape in enumerate(kernel.in_shapes):
-        is_pooled = len(shape) == 3 and shape[1:] == (1, 1)
-        entering.append((Blob(f"in{index}", shape[:1] if is_pooled else shape), shape))
-    if not _takes_vectors(kernel.ops[0]):
-        entering = [(Blob(blob.name, shape), shape) for blob, shape in entering]
-    layers = [Layer("Input", (), (blob,), _extents(blob.shape, (0, 1, 2, 11))) for blob, _ in entering]
-    (value, shape), sides = entering[0], iter(entering[1:])
-    for index, op in enumerate(kernel.ops):
-        # An operation alone takes whatever enters; in a chain each takes as many as it needs.
-        others = None if len(kernel.ops) == 1 else ARITY[type(op)] - 1
-        inputs = [(value, shape), *itertools.islice(sides, others)]
-        in_shapes = tuple(shape for _, shape in inputs)
-        shape = output_shape(op, in_shapes)
-        weights = {name: _zeros(size) for name, size in weight_shapes(op, in_shapes).items()}
-        layers += _emit(op, inputs, Blob(f"op{index}", shape), weights)
-        value = layers[-1].outputs[0]
-    return _text(_finished(layers))
+    weights = {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}
+    return _text(_graph_layers(graph, weights))
 
 
 def _zeros(shape: Shape) -> FloatArray:

@@ -4,7 +4,6 @@ The file is plain: one input `image` (batch, channels, height, width), one outpu
 fp32 weights inside, operator set 17, which every runtime of interest reads.
 """
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +12,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.graph import DeployModel, Node
-from hardware.kernels import Kernel
+from hardware.graph import DeployGraph, DeployModel, Node
 from hardware.ops import (
-    ARITY,
     Activation,
     Add,
     AddConstant,
@@ -35,8 +32,6 @@ from hardware.ops import (
     Reshape,
     Slice,
     Softmax,
-    output_shape,
-    weight_shapes,
 )
 
 OPSET = 17
@@ -221,36 +216,6 @@ EMITTERS: Mapping[type, Emitter] = {
 }
 
 
-def kernel_model(kernel: Kernel) -> onnx.ModelProto:
-    """One kernel alone, batch 1, as ONNX: every shape that enters it is an input, its weights are zeros.
-
-    What a kernel takes does not depend on the weights; zeros are what the published benchmarks use as well.
-    """
-    entering = [f"input{index}" for index in range(len(kernel.in_shapes))]
-    sides = iter(zip(entering[1:], kernel.in_shapes[1:], strict=True))
-    value, shape = entering[0], kernel.in_shapes[0]
-    nodes: list[onnx.NodeProto] = []
-    weights: list[onnx.TensorProto] = []
-    for index, op in enumerate(kernel.ops):
-        # An operation alone takes whatever enters; in a chain each takes as many as it needs.
-        others = None if len(kernel.ops) == 1 else ARITY[type(op)] - 1
-        inputs = [(value, shape), *itertools.islice(sides, others)]
-        names, in_shapes = zip(*inputs, strict=True)
-        value, shape = f"op{index}", output_shape(op, in_shapes)
-        nodes += EMITTERS[type(op)](Node(value, op, (), shape), names, value)
-        weights += [
-            numpy_helper.from_array(np.zeros(size, np.float32), f"{value}.{name}")
-            for name, size in weight_shapes(op, in_shapes).items()
-        ]
-    entering_info = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size])
-        for name, size in zip(entering, kernel.in_shapes, strict=True)
-    ]
-    return _model(
-        nodes, entering_info, helper.make_tensor_value_info(value, TensorProto.FLOAT, [1, *kernel.out_shape]), weights
-    )
-
-
 def to_onnx(
     model: DeployModel, *, metadata: Mapping[str, str] | None = None, batch: int | None = None
 ) -> onnx.ModelProto:
@@ -280,6 +245,32 @@ def to_onnx(
     helper.set_model_props(proto, dict(metadata or {}))
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def weightless_onnx(graph: DeployGraph) -> onnx.ModelProto:
+    """The graph as a model of a few kilobytes that runs as long as one with weights: the runtime fills them in.
+
+    Every weight has a value of its own. ONNX Runtime keeps equal constants once, and a network whose blocks share their
+    weights reads them from the cache: 0.9 ms in the place of 1.4 for one with 36 MB of weights.
+    """
+    names = [INPUT_NAME] + [node.name for node in graph.nodes[1:-1]] + [OUTPUT_NAME]
+    filled: list[onnx.NodeProto] = []
+    shapes: list[onnx.TensorProto] = []
+    for index, (name, shape) in enumerate(graph.weight_shapes().items()):
+        value = helper.make_tensor("value", TensorProto.FLOAT, [1], [0.01 * (1 + 1e-3 * index)])
+        shapes.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}_shape"))
+        filled += [helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=value)]
+    nodes = [
+        emitted
+        for index, node in enumerate(graph.nodes)
+        for emitted in EMITTERS[type(node.op)](node, [names[source] for source in node.inputs], names[index])
+    ]
+    return _model(
+        filled + nodes,
+        [helper.make_tensor_value_info(INPUT_NAME, TensorProto.FLOAT, [1, *graph.input_shape])],
+        helper.make_tensor_value_info(OUTPUT_NAME, TensorProto.FLOAT, [1, *graph.output_shape]),
+        shapes,
+    )
 
 
 def _model(

@@ -8,9 +8,8 @@ from typing import Protocol
 import onnx
 
 from hardware import mnn_model, ncnn_model, onnx_model
-from hardware.graph import DeployModel, FloatArray
+from hardware.graph import DeployGraph, DeployModel, FloatArray
 from hardware.isolated import Failed
-from hardware.kernels import Kernel
 from hardware.runners import mnn, ncnn, onnxruntime
 
 
@@ -24,7 +23,8 @@ class OpenTimed(Protocol):
 class Runtime:
     """One runtime; `library` is what pip calls it, `suffix` what the files end with that it loads.
 
-    Writing goes on after a model that cannot be written and says why. `run` and `open_timed` raise `ConfigError` for a
+    Writing goes on after a model that cannot be written and says why; `write_timed` writes networks without weights,
+    which take as long. `run` and `open_timed` raise `ConfigError` for a
     file that the runtime cannot load, if it does not crash: see `hardware.isolated`.
     """
 
@@ -32,7 +32,7 @@ class Runtime:
     library: str
     suffix: str
     write_models: Callable[[Sequence[tuple[DeployModel, Path]]], Iterable[Path | Failed]]
-    write_kernels: Callable[[Sequence[tuple[Kernel, Path]]], Iterable[Path | Failed]]
+    write_timed: Callable[[Sequence[tuple[DeployGraph, Path]]], Iterable[Path | Failed]]
     run: Callable[[Path, FloatArray], FloatArray]
     open_timed: OpenTimed
 
@@ -43,10 +43,25 @@ def _write_onnx_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[P
         yield path
 
 
-def _write_onnx_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
-    for kernel, path in kernels:
-        onnx.save(onnx_model.kernel_model(kernel), path)
+def _write_onnx_timed(graphs: Sequence[tuple[DeployGraph, Path]]) -> Iterator[Path | Failed]:
+    for graph, path in graphs:
+        onnx.save(onnx_model.weightless_onnx(graph), path)
         yield path
+
+
+def _write_ncnn_timed(graphs: Sequence[tuple[DeployGraph, Path]]) -> Iterator[Path | Failed]:
+    for graph, path in graphs:
+        try:
+            param = ncnn_model.network_param(graph)
+        except ValueError as error:
+            yield Failed(str(error))
+            continue
+        path.write_text(param, encoding="ascii")
+        yield path
+
+
+def _write_mnn_timed(graphs: Sequence[tuple[DeployGraph, Path]]) -> Iterator[Path | Failed]:
+    return mnn_model.write_mnn([(onnx_model.weightless_onnx(graph), path) for graph, path in graphs])
 
 
 def _write_ncnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
@@ -60,23 +75,8 @@ def _write_ncnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[P
         yield path
 
 
-def _write_ncnn_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
-    for kernel, path in kernels:
-        try:
-            param = ncnn_model.kernel_param(kernel)
-        except ValueError as error:
-            yield Failed(str(error))
-            continue
-        path.write_text(param, encoding="ascii")
-        yield path
-
-
 def _write_mnn_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
     return mnn_model.write_mnn([(onnx_model.to_onnx(model, batch=1), path) for model, path in models])
-
-
-def _write_mnn_kernels(kernels: Sequence[tuple[Kernel, Path]]) -> Iterator[Path | Failed]:
-    return mnn_model.write_mnn([(onnx_model.kernel_model(kernel), path) for kernel, path in kernels])
 
 
 RUNTIMES: Mapping[str, Runtime] = {
@@ -87,11 +87,19 @@ RUNTIMES: Mapping[str, Runtime] = {
             "onnxruntime",
             ".onnx",
             _write_onnx_models,
-            _write_onnx_kernels,
+            _write_onnx_timed,
             onnxruntime.run,
             onnxruntime.open_timed,
         ),
-        Runtime("ncnn", "ncnn", ".param", _write_ncnn_models, _write_ncnn_kernels, ncnn.run, ncnn.open_timed),
-        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_kernels, mnn.run, mnn.open_timed),
+        Runtime(
+            "ncnn",
+            "ncnn",
+            ".param",
+            _write_ncnn_models,
+            _write_ncnn_timed,
+            ncnn.run,
+            ncnn.open_timed,
+        ),
+        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_timed, mnn.run, mnn.open_timed),
     )
 }

@@ -5,28 +5,34 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hardware.job_folder import Runtime
 from hardware.kernels import FusionRule
 from hardware.latency_table import (
     CalibratedModel,
     CalibratedRange,
     LatencyModel,
-    MeasuredTable,
     Positive,
-    TableIdentity,
     Tier,
     table_name,
 )
 from hardware.ncnn_layers import AMOUNTS
+from hardware.profiled_table import ProfiledModel, TableIdentity, empty_table, read_table
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
+
+# What most boards can run: there are wheels for 32-bit ARM of no other.
+BOARD_RUNTIME = "ncnn"
+
+# What pip calls the runtimes.
+RUNTIME_LIBRARIES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "mnn": "MNN"}
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,7 +61,10 @@ class OutsideRange(BaseModel):
 
 
 class TargetFile(BaseModel):
-    """targets/NAME.yaml; a calibrated target also names its calibration and its margins."""
+    """targets/NAME.yaml; a calibrated target also names its calibration and its margins.
+
+    other_runtimes holds the fusion rules of what a measured target can run besides its first runtime.
+    """
 
     model_config = _STRICT
 
@@ -63,12 +72,13 @@ class TargetFile(BaseModel):
     device: str
     cpu: str
     description: str
-    runtime: str
+    runtime: Runtime
     runtime_version: str
     precision: Literal["fp32"]
     protocol: str
     tier: Literal["calibrated", "measured"]
     fusion_rules: tuple[FusionRule, ...]
+    other_runtimes: dict[Runtime, tuple[FusionRule, ...]] = {}
     provenance: Provenance
     calibration: str | None = None
     outside_range: OutsideRange | None = None
@@ -135,8 +145,7 @@ class CalibrationFile(BaseModel):
 class Target:
     """A device with a runtime and a number of threads, and what answers for its latencies.
 
-    errors is None where nothing was calibrated. sha256 is of all that a calibrated latency follows from; where kernels
-    are measured, of what the measurements belong to, while the name of the table follows its rows.
+    errors is None where nothing was calibrated. sha256 is of all that a latency follows from.
     """
 
     about: TargetFile
@@ -166,26 +175,71 @@ class Target:
 
 
 def known_targets() -> tuple[str, ...]:
-    """The names that `load_target` takes."""
+    """The names that `load_target` takes: those that are shipped, and the boards that this user has measured."""
+    return tuple(sorted({*shipped_targets(), *(path.name for path in boards_folder().glob("*/") if _tables(path))}))
+
+
+def shipped_targets() -> tuple[str, ...]:
+    """The targets that come with the package."""
     return tuple(sorted(path.stem for path in TARGETS_FOLDER.glob("*.yaml")))
 
 
-def load_target(name: str, *, threads: int | None = None, runtime: str | None = None) -> Target:
-    """The target of that name; one thread and the target's own runtime where None.
+def load_target(
+    name: str, *, threads: int | None = None, runtime: str | None = None, table: Path | None = None
+) -> Target:
+    """The target of that name; one thread and the target's first runtime where None.
+
+    table stands in for the measured table that the user's own machine keeps; calibrated targets have none.
 
     Raises:
         ConfigError: there is no such target, it has no figures for so many threads or that runtime, or a file is wrong.
     """
     if name not in known_targets():
         hint = nearest(name, list(known_targets()))
-        raise ConfigError(f"target: must be one of the known targets, got {name!r}; {hint}")
-    described = load_yaml(TARGETS_FOLDER / f"{name}.yaml", TargetFile)
-    if runtime not in (None, described.runtime):
         raise ConfigError(
-            f"runtime: target {name} has figures for {described.runtime} only, got {runtime!r}; leave it out"
+            f"target: must be one of the known targets, got {name!r}; {hint}. "
+            "`nas profile --target NAME --ssh HOST` makes a table of a board of your own"
         )
-    build = _calibrated_target if described.tier == "calibrated" else _measured_target
-    return build(described, 1 if threads is None else threads)
+    threads = 1 if threads is None else threads
+    if name not in shipped_targets():
+        return _board_target(name, threads, runtime, table)
+    described = load_yaml(TARGETS_FOLDER / f"{name}.yaml", TargetFile)
+    if runtime is not None:
+        described = _for_runtime(described, runtime)
+    if described.tier == "calibrated":
+        return _calibrated_target(described, threads)
+    return _host_target(described, threads, table)
+
+
+def described_target(name: str, runtime: str | None) -> TargetFile:
+    """What a target that is to be measured is like: the machine at hand, or a board of that name.
+
+    Raises:
+        ConfigError: the name is that of a target which is not measured here, or no name for a file.
+    """
+    host = load_yaml(TARGETS_FOLDER / "host.yaml", TargetFile)
+    if name == host.name:
+        return host if runtime is None else _for_runtime(host, runtime)
+    if name in shipped_targets():
+        raise ConfigError(
+            f"target: {name} is calibrated to published figures; measure your own board under a name of its own, "
+            f"such as my-{name}"
+        )
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name):
+        raise ConfigError(f"target: a board's name has small letters, digits, '-', '_' and '.' only, got {name!r}")
+    return _for_runtime(host, BOARD_RUNTIME if runtime is None else runtime).model_copy(
+        update={"name": name, "device": name, "description": "A board of one's own.", "other_runtimes": {}}
+    )
+
+
+def _for_runtime(described: TargetFile, runtime: str) -> TargetFile:
+    known = {described.runtime: described.fusion_rules, **described.other_runtimes}
+    if runtime not in known:
+        raise ConfigError(
+            f"runtime: target {described.name} has figures for {', '.join(known)} only, got {runtime!r}; choose one of "
+            "these, or leave it out"
+        )
+    return described.model_copy(update={"runtime": runtime, "fusion_rules": known[runtime]})
 
 
 def _calibrated_target(described: TargetFile, threads: int) -> Target:
@@ -218,17 +272,15 @@ def _calibrated_target(described: TargetFile, threads: int) -> Target:
     return Target(described, threads, tuple(calibration.costs), described.runtime_version, errors, model, sha256)
 
 
-def _measured_target(described: TargetFile, threads: int) -> Target:
+def _host_target(described: TargetFile, threads: int, table: Path | None) -> Target:
     supported = tuple(range(1, (os.cpu_count() or 1) + 1))
     _check_threads(described.name, threads, supported)
     identity = host_identity(described, threads)
-    path = table_path(identity)
-    if path.exists():
-        table = MeasuredTable.load(path, identity)
-    else:
-        table = MeasuredTable(path, identity, started=datetime.now(UTC).date().isoformat())
-    sha256 = _sha256(described.model_dump(), identity.model_dump())
-    return Target(described, threads, supported, identity.runtime_version, None, table, sha256)
+    path = table_path(identity) if table is None else table
+    profiled = read_table(path, identity) if path.exists() else empty_table(identity)
+    return Target(
+        described, threads, supported, identity.runtime_version, None, ProfiledModel(profiled), profiled.sha256
+    )
 
 
 def host_identity(described: TargetFile, threads: int) -> TableIdentity:
@@ -237,12 +289,12 @@ def host_identity(described: TargetFile, threads: int) -> TableIdentity:
     Raises:
         ConfigError: the runtime is not installed.
     """
+    library = RUNTIME_LIBRARIES[described.runtime]
     try:
-        runtime_version = importlib.metadata.version(described.runtime)
+        runtime_version = importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"runtime: target {described.name} needs {described.runtime}, which is not installed; "
-            f"run pip install {described.runtime}"
+            f"runtime: target {described.name} needs {library}, which is not installed; run pip install {library}"
         ) from error
     return TableIdentity(
         target=described.name,
@@ -258,11 +310,64 @@ def host_identity(described: TargetFile, threads: int) -> TableIdentity:
     )
 
 
+def _board_target(name: str, threads: int, runtime: str | None, table: Path | None) -> Target:
+    every = [read_table(path) for path in _tables(boards_folder() / name)]
+    runtimes = sorted({each.identity.runtime for each in every}, key=lambda each: (each != BOARD_RUNTIME, each))
+    if runtime not in (None, *runtimes):
+        raise ConfigError(
+            f"runtime: target {name} has figures for {', '.join(runtimes)} only, got {runtime!r}; run nas profile"
+        )
+    described = described_target(name, runtime or runtimes[0])
+    of_runtime = {each.identity.threads: each for each in every if each.identity.runtime == described.runtime}
+    _check_threads(name, threads, tuple(sorted(of_runtime)))
+    profiled = of_runtime[threads] if table is None else read_table(table, of_runtime[threads].identity)
+    identity = profiled.identity
+    about = described.model_copy(
+        update={
+            "device": identity.device,
+            "cpu": identity.cpu,
+            "runtime_version": identity.runtime_version,
+            "provenance": described.provenance.model_copy(update={"date": profiled.measured_on}),
+        }
+    )
+    return Target(
+        about,
+        threads,
+        tuple(sorted(of_runtime)),
+        identity.runtime_version,
+        None,
+        ProfiledModel(profiled),
+        profiled.sha256,
+    )
+
+
 def table_path(identity: TableIdentity) -> Path:
-    """Where this user's measurements of that identity are kept; honours XDG_CACHE_HOME where that is absolute."""
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    cache = configured if configured.is_absolute() else Path.home() / ".cache"
-    return cache / "edge-nas" / "tables" / f"{identity.target}-{identity.digest}.csv"
+    """Where this user's measurements of this machine are kept."""
+    return cache_folder() / "tables" / f"{identity.target}-{identity.digest}.csv"
+
+
+def board_table_path(name: str, runtime: str, threads: int) -> Path:
+    """Where the table of a board of the user's own is kept."""
+    return boards_folder() / name / f"{runtime}-{threads}t.csv"
+
+
+def _tables(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*-*t.csv"))
+
+
+def cache_folder() -> Path:
+    """What can be made again on this machine; honours XDG_CACHE_HOME where that is absolute."""
+    return _folder("XDG_CACHE_HOME", ".cache")
+
+
+def boards_folder() -> Path:
+    """What was measured elsewhere; honours XDG_DATA_HOME where that is absolute."""
+    return _folder("XDG_DATA_HOME", ".local/share") / "boards"
+
+
+def _folder(variable: str, otherwise: str) -> Path:
+    configured = Path(os.environ.get(variable, ""))
+    return (configured if configured.is_absolute() else Path.home() / otherwise) / "edge-nas"
 
 
 def _processor_name() -> str:

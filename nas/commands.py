@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hardware.cost import cost, receptive_field
+from hardware.cost import BYTES_PER_FLOAT, cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
 from hardware.latency_table import Tier, worst_tier
@@ -21,7 +21,7 @@ from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
 from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
-from nas.problem import Problem, measuring_target
+from nas.problem import Problem
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
 from searchspace.network import build_network, deploy, deploy_graph
 from searchspace.references import reference, reference_names
@@ -56,7 +56,11 @@ def search(study_yaml: Path | None, flags: Mapping[str, Any], view: View) -> int
         folder, settings = _free_folder(view.studies, settings)
     elif (folder / STUDY_FILE).exists():
         _check_same_settings(read_study_file(folder).settings(), settings)
-    return _run(begin(settings, folder), folder, view)
+    from nas.console import observer
+
+    with observer(view.quiet) as watching:
+        problem = begin(settings, folder, watching)
+    return _run(problem, folder, view)
 
 
 def default_name(draft: Mapping[str, Any]) -> str:
@@ -165,8 +169,7 @@ def study_folder(name: str, view: View) -> Path:
 
 def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view: View) -> int:
     """`nas resume`: the rest of a study."""
-    from nas.driver import check_same
-    from nas.problem import resolve
+    from nas.driver import reopened
 
     folder = study_folder(name, view)
     record = read_study_file(folder)
@@ -176,9 +179,7 @@ def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view:
             raise ConfigError(f"trials: at least 1 more, got {more_trials}")
         values["trials"] = record.trials + more_trials
     settings = checked_settings(values)
-    problem = resolve(settings)
-    check_same(record, problem)
-    return _run(problem, folder, view)
+    return _run(reopened(settings, folder), folder, view)
 
 
 def show(name: str, trial: int | None, view: View) -> int:
@@ -253,7 +254,9 @@ def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
     kernels = fuse(graph, target.fusion_rules)
     latencies = [target.latency_model.kernel(kernel) for kernel in kernels]
     total = target.latency_model.network(
-        sum(each.value_ms for each in latencies), worst_tier(each.tier for each in latencies)
+        sum(each.value_ms for each in latencies),
+        BYTES_PER_FLOAT * own.params,
+        worst_tier(each.tier for each in latencies),
     )
     return {
         "spec_id": spec_id(spec),
@@ -284,7 +287,7 @@ def network_graph(spec: ArchSpec) -> DeployGraph:
 
 def predict(text: str, target_name: str, threads: int, runtime: str | None, view: View) -> int:
     """`nas predict`: everything static about a network."""
-    target = measuring_target(target_name, threads=threads, runtime=runtime)
+    target = load_target(target_name, threads=threads, runtime=runtime)
     found = predicted(read_any_spec(text, view), target)
     if view.json:
         print(json.dumps(found, indent=2, allow_nan=False))

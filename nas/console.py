@@ -28,6 +28,7 @@ class QuietObserver:
     def note(self, text: str) -> None: ...
     def searching(self, progress: SearchProgress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
+    def measuring(self, done: int, total: int) -> None: ...
 
 
 class PlainObserver(QuietObserver):
@@ -46,6 +47,11 @@ class PlainObserver(QuietObserver):
 
     def training(self, done: int, total: int) -> None:
         self.note(f"finalists: {done} of {total} trained")
+
+    def measuring(self, done: int, total: int) -> None:
+        if done == total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
+            self._last = time.monotonic()
+            self.note(f"measuring: {done} of at most {total} models")
 
 
 class BarObserver:
@@ -80,6 +86,9 @@ class BarObserver:
 
     def training(self, done: int, total: int) -> None:
         self._show("training ", done, total, "")
+
+    def measuring(self, done: int, total: int) -> None:
+        self._show("measuring", done, total, "at most")
 
     def _show(self, name: str, done: int, total: int, extra: str) -> None:
         if name not in self._tasks:

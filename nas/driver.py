@@ -11,14 +11,13 @@ from typing import Any, Protocol
 
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
-from hardware.latency_table import Latency, Tier
-from hardware.runners.onnxruntime import Protocol as TimingProtocol
-from hardware.runners.onnxruntime import Timing, time_model
+from hardware.profiled_table import ProfiledModel, write_table
 from hardware.strict_yaml import ConfigError
+from hardware.transports import Local, TransportError
+from nas.certificates import Measured, measure_members
 from nas.executors.executor import Executor, Job
 from nas.executors.processes import ProcessExecutor
 from nas.finalists import FinalistPlan, file_hashes, finalist_job
-from nas.host import check_table
 from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, resolve
 from nas.report import write_report
@@ -27,14 +26,16 @@ from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, 
 from nas.shortlist import Finalist, shortlist
 from nas.storage import driver_lock, open_storage
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
+from nas.tables import Wanted, make
+from searchspace.spec import read_spec
 
 logger = logging.getLogger(__name__)
 
-# Finalists are timed longer than kernels: a few hundred milliseconds give medians that differ by some per cent.
-FINALIST_TIMING = TimingProtocol(warmup_s=0.1, min_runs=50, min_s=0.5)
-TIMING_TRIES = 4
-# A timing whose interquartile range is a larger share of its median was disturbed.
-STEADY_SHARE = 0.1
+# The measured table that a study began with, and what was measured of its finalists.
+TABLE = "table.csv"
+MEASURED = "measured"
+# Where this machine has no table for the space yet, it is measured for so long before the first search.
+FIRST_PROFILE_S = 90.0
 
 
 class Observer(Protocol):
@@ -43,6 +44,7 @@ class Observer(Protocol):
     def note(self, text: str) -> None: ...
     def searching(self, progress: Progress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
+    def measuring(self, done: int, total: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class StudyOutcome:
         return any(each["certificate"]["kept"] is False for each in self.document["members"])
 
 
-def begin(settings: StudySettings, folder: Path) -> Problem:
+def begin(settings: StudySettings, folder: Path, observer: Observer) -> Problem:
     """Makes the folder of a new study, or checks that the one there is the same study.
 
     Raises:
@@ -71,17 +73,45 @@ def begin(settings: StudySettings, folder: Path) -> Problem:
     if (folder / STUDY_FILE).exists():
         record = read_study_file(folder)
         # What was planned stays planned: a study only ever grows.
-        problem = resolve(settings.model_copy(update={"trials": max(settings.trials, record.trials)}))
-        check_same(record, problem)
-        return problem
-    problem = resolve(settings)
+        return reopened(settings.model_copy(update={"trials": max(settings.trials, record.trials)}), folder)
+    problem = _with_table(resolve(settings), observer)
     if settings.storage is not None:
         open_storage(folder, settings.storage)
-    check_table(problem)
     check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
+    model = problem.target.latency_model
+    if isinstance(model, ProfiledModel):
+        # Tables grow; the study goes on with the one it began with.
+        write_table(model.profiled, folder / TABLE)
     write_study_file(folder, study_record(problem))
     return problem
+
+
+def reopened(settings: StudySettings, folder: Path) -> Problem:
+    """The problem of a study that exists, with the table that it began with.
+
+    Raises:
+        ConfigError: something the study rests on has changed.
+    """
+    table = folder / TABLE
+    problem = resolve(settings, table if table.exists() else None)
+    check_same(read_study_file(folder), problem)
+    return problem
+
+
+def _with_table(problem: Problem, observer: Observer) -> Problem:
+    """The problem with a table that knows its own error on the space; this machine is measured where it has none."""
+    model = problem.target.latency_model
+    if problem.target.name != "host" or not isinstance(model, ProfiledModel) or model.certificate is not None:
+        return problem
+    settings = problem.settings
+    observer.note(
+        f"this machine has no table for space {settings.space} yet: it is measured for {FIRST_PROFILE_S:.0f} s; "
+        "`nas profile --target host` makes a better one"
+    )
+    wanted = Wanted("host", settings.space, settings.runtime, settings.threads, FIRST_PROFILE_S)
+    make(wanted, Local(), lambda progress: observer.measuring(progress.done, progress.total))
+    return resolve(settings)
 
 
 def study_record(problem: Problem) -> StudyFile:
@@ -137,7 +167,11 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             members, failures = _train_finalists(problem, folder, executor, search, outcome, observer)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
-            finished = [_certified(problem, folder, finalist, trained) for finalist, trained in members]
+            measured = _measured(problem, folder, members, observer)
+            finished = [
+                _certified(problem, folder, finalist, trained, measured.get(finalist.candidate.number))
+                for finalist, trained in members
+            ]
         document = front_document(record, front_of(finished))
         write_front(folder, document)
         write_report(folder, document, outcome, finished, seconds)
@@ -229,29 +263,20 @@ def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
     )
 
 
-def quietest_timing(model: Path, threads: int) -> Timing:
-    """The least disturbed of up to `TIMING_TRIES` timings, or the first that was not disturbed."""
-    timings: list[Timing] = []
-    while len(timings) < TIMING_TRIES:
-        timings.append(time_model(model, threads=threads, protocol=FINALIST_TIMING))
-        if timings[-1].spread_ms <= STEADY_SHARE * timings[-1].median_ms:
-            break
-    return min(timings, key=lambda timing: timing.spread_ms / timing.median_ms)
+def _measured(problem: Problem, folder: Path, members: Trained, observer: Observer) -> dict[int, Measured]:
+    """The members measured on the device, or nothing where it is not at hand, which is no reason to lose the study."""
+    specs = {
+        number: read_spec(folder / "models" / str(number) / "spec.yaml")
+        for number in (finalist.candidate.number for finalist, _ in members)
+    }
+    try:
+        return measure_members(problem.target, specs, folder / MEASURED)
+    except (ConfigError, TransportError) as error:
+        observer.note(f"finalists could not be measured on {problem.target.name}: {error}")
+        return {}
 
 
-def _certified(problem: Problem, folder: Path, finalist: Finalist, trained: dict[str, Any]) -> dict[str, Any]:
-    candidate = finalist.candidate
-    measured = None
-    if problem.measures_on_the_spot:
-        path = folder / "models" / str(candidate.number) / "model.onnx"
-        timing = quietest_timing(path, problem.settings.threads)
-        half = timing.spread_ms / 2
-        about = problem.target.about
-        measured = Latency(
-            timing.median_ms,
-            max(0.0, timing.median_ms - half),
-            timing.median_ms + half,
-            Tier.measured,
-            f"{about.name}/{about.runtime}-{problem.target.runtime_version}/{problem.settings.threads}t, timed whole",
-        )
+def _certified(
+    problem: Problem, folder: Path, finalist: Finalist, trained: dict[str, Any], measured: Measured | None
+) -> dict[str, Any]:
     return member(finalist, trained, measured, problem.settings.budget_ms, problem.settings.epochs, folder)

@@ -11,6 +11,7 @@ from typing import Any
 from hardware.latency_table import Latency
 from hardware.parity import PARITY_BOUND
 from hardware.strict_yaml import ConfigError
+from nas.certificates import Measured
 from nas.files import write_atomically
 from nas.finalists import file_hashes
 from nas.pareto import front
@@ -52,14 +53,18 @@ def certificate(latency: Latency, measured: Latency | None, budget_ms: float, pa
 def member(
     finalist: Finalist,
     trained: Mapping[str, Any],
-    measured: Latency | None,
+    measured: Measured | None,
     budget_ms: float,
     epochs: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One member as front.json holds it; `folder` is the study's."""
+    """One member as front.json holds it; `folder` is the study's.
+
+    unfused_latency_ms is the trained form on the device, None where that was not measured.
+    """
     candidate = finalist.candidate
-    latency = measured or candidate.cost.latency
+    on_device = measured.fused if measured is not None else None
+    latency = on_device or candidate.cost.latency
     models = folder / "models" / str(candidate.number)
     return {
         "trial": candidate.number,
@@ -70,6 +75,7 @@ def member(
         "peak_memory_bytes": candidate.cost.peak_memory_bytes,
         "latency_ms": latency_json(latency),
         "predicted_latency_ms": latency_json(candidate.cost.latency),
+        "unfused_latency_ms": measured.unfused_ms if measured is not None else None,
         "proxy": {"score": candidate.score, **known(candidate), "on_front_of": list(finalist.on_front_of)},
         "accuracy": {
             "value": trained["accuracy"],
@@ -80,7 +86,7 @@ def member(
         "test_accuracy": {"value": trained["test_accuracy"], "images": trained["test_images"]},
         "parity": dict(trained["onnxruntime"]),
         "certificate": _as_json(
-            certificate(candidate.cost.latency, measured, budget_ms, trained["onnxruntime"]["max_rel"])
+            certificate(candidate.cost.latency, on_device, budget_ms, trained["onnxruntime"]["max_rel"])
         ),
         "files": {
             name: {"path": f"models/{candidate.number}/{name}", "sha256": digest}
@@ -155,6 +161,8 @@ _COLUMNS = {
     "latency_high_ms": ("latency_ms", "high"),
     "tier": ("latency_ms", "tier"),
     "table": ("latency_ms", "table"),
+    "predicted_latency_ms": ("predicted_latency_ms", "value"),
+    "unfused_latency_ms": ("unfused_latency_ms",),
     "params": ("params",),
     "macs": ("macs",),
     "peak_memory_bytes": ("peak_memory_bytes",),

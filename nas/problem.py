@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 from evaluators.datasets import Dataset, open_dataset
 from evaluators.scores import SCORES, Score
 from evaluators.static import StaticCosts
-from hardware.latency_table import MeasuredTable
-from hardware.measuring import MeasuringModel
+from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError, nearest
 from hardware.targets import Target, load_target
 from nas.settings import StudySettings
@@ -42,21 +42,18 @@ class Problem:
     score: Score
     costs: StaticCosts
 
-    @property
-    def measures_on_the_spot(self) -> bool:
-        """Whether latencies are taken on this machine while the search asks for them."""
-        return isinstance(self.target.latency_model, MeasuringModel)
 
-
-def resolve(settings: StudySettings) -> Problem:
-    """The problem that the settings describe.
+def resolve(settings: StudySettings, table: Path | None = None) -> Problem:
+    """The problem that the settings describe; table is a measured one to use in place of the machine's own.
 
     Raises:
         ConfigError, DataError, ValueError: a name is unknown or the data are damaged.
     """
     if settings.score not in SCORES:
         raise ConfigError(f"score: unknown score {settings.score!r}; {nearest(settings.score, list(SCORES))}")
-    target = measuring_target(settings.target, threads=settings.threads, runtime=settings.runtime)
+    target = load_target(settings.target, threads=settings.threads, runtime=settings.runtime, table=table)
+    if isinstance(target.latency_model, ProfiledModel):
+        target = replace(target, latency_model=ProfiledModel(target.latency_model.profiled, settings.space))
     data = DataKey(settings.data, settings.seed, settings.data_limit)
     opened = dataset(data)
     task = Task(opened.channels, opened.num_classes)
@@ -71,16 +68,3 @@ def resolve(settings: StudySettings) -> Problem:
         SCORES[settings.score],
         StaticCosts(target),
     )
-
-
-def measuring_target(name: str, *, threads: int, runtime: str | None) -> Target:
-    """The target, which measures kernels itself where it is the machine at hand.
-
-    Raises:
-        ConfigError: as `load_target`.
-    """
-    target = load_target(name, threads=threads, runtime=runtime)
-    model = target.latency_model
-    if not isinstance(model, MeasuredTable):
-        return target
-    return replace(target, latency_model=MeasuringModel(model, threads))

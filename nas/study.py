@@ -50,12 +50,11 @@ EARLY = "early"
 class InfeasibleBudget(Exception):
     """No member of the space keeps the budget; carries the fastest one and what it takes."""
 
-    def __init__(self, problem: Problem, fastest: ArchSpec, cost: StaticCost, exact: bool) -> None:
-        claim = "the fastest member of space" if exact else "the fastest member found in space"
+    def __init__(self, problem: Problem, fastest: ArchSpec, cost: StaticCost) -> None:
         super().__init__(
             f"no network of space {problem.space.name} keeps {problem.settings.budget} on {problem.target.name}: "
-            f"{claim} ({spec_id(fastest)}, input {fastest.input_shape[1]} px) is expected to take "
-            f"{cost.latency.value_ms:.3g} ms and up to {cost.latency.high_ms:.3g} ms; allow at least that"
+            f"the fastest member of the space ({spec_id(fastest)}, input {fastest.input_shape[1]} px) is expected to "
+            f"take {cost.latency.value_ms:.3g} ms and up to {cost.latency.high_ms:.3g} ms; allow at least that"
         )
         self.fastest = fastest
         self.cost = cost
@@ -132,20 +131,12 @@ def _lowest_upper_end(problem: Problem) -> tuple[Cheapest, StaticCost]:
 def check_budget(problem: Problem) -> dict[str, Gene]:
     """Genes of the fastest member, after making sure before any trial that it keeps the budget.
 
-    Exact where the target's table answers for every kernel. Where kernels are measured on the spot the member with the
-    fewest multiply-adds and blocks stands in, since to measure them all would take hours.
-
     Raises:
         InfeasibleBudget: it does not.
     """
-    if problem.measures_on_the_spot:
-        fastest = cheapest_member(problem.space, problem.task, problem.costs.macs_and_overhead)
-        cost, exact = problem.costs(fastest.spec), False
-    else:
-        fastest, cost = _lowest_upper_end(problem)
-        exact = True
+    fastest, cost = _lowest_upper_end(problem)
     if cost.latency.high_ms > problem.settings.budget_ms:
-        raise InfeasibleBudget(problem, fastest.spec, cost, exact)
+        raise InfeasibleBudget(problem, fastest.spec, cost)
     return fastest.genes
 
 
@@ -188,28 +179,21 @@ class Search:
         self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:
-            if self._may_ask():
-                while asked < settings.trials and len(self._window) < WINDOW:
-                    if deadline is not None and time.monotonic() > deadline:
-                        ended, asked = f"time is up ({settings.time})", settings.trials
-                        break
-                    try:
-                        self._enter(self._proposer.next())
-                    except SpaceExhausted as error:
-                        ended, asked = str(error), settings.trials
-                        break
-                    asked += 1
+            while asked < settings.trials and len(self._window) < WINDOW:
+                if deadline is not None and time.monotonic() > deadline:
+                    ended, asked = f"time is up ({settings.time})", settings.trials
+                    break
+                try:
+                    self._enter(self._proposer.next())
+                except SpaceExhausted as error:
+                    ended, asked = str(error), settings.trials
+                    break
+                asked += 1
             if not self._window:
                 return SearchOutcome(tuple(self._evaluated), self._progress(), ended)
             self._wait_for_oldest()
             self._tell(self._window.popleft())
             on_progress(self._progress())
-
-    def _may_ask(self) -> bool:
-        # Where proposals are timed while they are asked, nothing else may run then, so a window is told as a whole
-        # before the next is filled. To ask whenever nothing runs would make proposals depend on which candidate ends
-        # first.
-        return not (self._window and self._problem.measures_on_the_spot)
 
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)
@@ -217,8 +201,7 @@ class Search:
         if found is not None:
             pending.outcome = found
         self._window.append(pending)
-        if not self._problem.measures_on_the_spot:
-            self._submit_waiting()
+        self._submit_waiting()
 
     def _submit_waiting(self) -> None:
         out = {id(pending) for pending in self._out.values()}

@@ -22,14 +22,15 @@ ONLY_IN = {
     "optuna": ("nas/",),
     "ray": ("nas/executors/ray.py",),
     "rich": ("nas/console.py",),
-    "onnxruntime": ("hardware/runners/onnxruntime.py",),
-    "ncnn": ("hardware/runners/ncnn.py",),
-    "MNN": ("hardware/runners/mnn.py",),
+    # board.py runs where nothing else of ours does.
+    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py"),
+    "ncnn": ("hardware/runners/ncnn.py", "hardware/board.py"),
+    "MNN": ("hardware/runners/mnn.py", "hardware/board.py"),
     "_tools": ("hardware/runners/mnn.py",),
     "pandas": ("hardware/calibration.py",),
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
-    "sklearn": ("evaluators/",),
+    "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
     "PIL": ("evaluators/",),
 }
 

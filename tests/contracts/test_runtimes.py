@@ -12,8 +12,6 @@ import torch
 
 from hardware.graph import DeployGraph, DeployModel, FloatArray, GraphBuilder, with_weights
 from hardware.isolated import Failed
-from hardware.kernels import fuse
-from hardware.ncnn_model import FUSION_RULES
 from hardware.ops import (
     ACTIVATIONS,
     Activation,
@@ -180,21 +178,12 @@ def test_published_networks_are_the_same_in_every_runtime(name):
         assert answer.max_rel <= PARITY_BOUND, runtime
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    """Every kernel of every case, as it is and in parts."""
-    return list(
-        dict.fromkeys(
-            kernel for graph in CASES.values() for rules in ((), FUSION_RULES) for kernel in fuse(graph, rules)
-        )
-    )
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_kernel_can_be_timed_alone_without_its_weights(runtime, kernels, tmp_path):
+def test_every_network_can_be_timed_without_its_weights(runtime, tmp_path):
     chosen = RUNTIMES[runtime]
-    paths = [tmp_path / f"{index}{chosen.suffix}" for index in range(len(kernels))]
-    assert list(chosen.write_kernels(list(zip(kernels, paths, strict=True)))) == paths
+    graphs = list(CASES.values())
+    paths = [tmp_path / f"{index}{chosen.suffix}" for index in range(len(graphs))]
+    assert list(chosen.write_timed(list(zip(graphs, paths, strict=True)))) == paths
     for path in paths:
         chosen.open_timed(path, threads=1)()
 

@@ -1,0 +1,84 @@
+"""Which kernel of a network the time belongs to that a runtime's own clock gives to its operators."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from hardware.graph import DeployGraph
+from hardware.kernels import FusionRule, fuse, fused_chains
+from hardware.onnx_model import OUTPUT_NAME
+from hardware.ops import GlobalPool, weight_shapes
+from hardware.table_fit import KernelTrace
+
+BYTES_PER_WEIGHT = 4
+# How the last node is called in ONNX files, and in those of ncnn.
+OUTPUT_NAMES = (OUTPUT_NAME, "out0")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTime:
+    """An operator as a runtime ran it, in the order of running."""
+
+    name: str
+    time_ms: float
+
+
+# More of the time than this in operators of unknown names means that the names are not those of the network.
+MOST_UNKNOWN = 0.5
+
+
+class UnknownOperator(ValueError):
+    """The runtime's operators do not go by the names of the network's nodes."""
+
+
+def attributed(
+    graph: DeployGraph, rules: Sequence[FusionRule], operators: Sequence[OperatorTime]
+) -> tuple[KernelTrace, ...]:
+    """The kernels of the network with their times, in running order.
+
+    Runtimes name an operator after the node whose result it makes, with something of their own behind it. What they put
+    in between, a change of layout as a rule, goes by other names and is counted to the kernel that follows, for whose
+    sake it is there; but not to a pool over all pixels, which reads either layout: behind it stands the gate that made
+    the change necessary.
+
+    Raises:
+        UnknownOperator: most of the time is in operators of other names.
+    """
+    chains = fused_chains(graph, rules)
+    place = {graph.nodes[node].name: index for index, chain in enumerate(chains) for node in chain}
+    place |= dict.fromkeys(OUTPUT_NAMES, place[graph.nodes[-1].name])
+    times, launches = [0.0] * len(chains), [0] * len(chains)
+    waiting_ms, waiting, inserted_ms = 0.0, 0, 0.0
+    for operator in operators:
+        index = _kernel_of(operator.name, place)
+        if index is None:
+            waiting_ms, waiting = waiting_ms + operator.time_ms, waiting + 1
+            inserted_ms += operator.time_ms
+            continue
+        times[index] += operator.time_ms
+        launches[index] += 1
+        if not isinstance(graph.nodes[chains[index][0]].op, GlobalPool):
+            times[index], launches[index] = times[index] + waiting_ms, launches[index] + waiting
+            waiting_ms, waiting = 0.0, 0
+    times[-1], launches[-1] = times[-1] + waiting_ms, launches[-1] + waiting
+    if inserted_ms > MOST_UNKNOWN * sum(times):
+        listed = ", ".join(operator.name for operator in operators[:3])
+        raise UnknownOperator(f"operators must be named after the nodes of the network, got {listed} ...")
+    return tuple(
+        KernelTrace(kernel.key, time_ms, count, _weight_bytes(graph, chain))
+        for kernel, chain, time_ms, count in zip(fuse(graph, rules), chains, times, launches, strict=True)
+    )
+
+
+def _kernel_of(name: str, place: Mapping[str, int]) -> int | None:
+    while name not in place:
+        name, separator, _ = name.rpartition("_")
+        if not separator:
+            return None
+    return place[name]
+
+
+def _weight_bytes(graph: DeployGraph, chain: tuple[int, ...]) -> int:
+    nodes = [graph.nodes[index] for index in chain]
+    shapes = [shape for node in nodes for shape in weight_shapes(node.op, graph.input_shapes(node)).values()]
+    return BYTES_PER_WEIGHT * sum(map(prod, shapes))

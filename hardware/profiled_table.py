@@ -1,0 +1,340 @@
+"""A table of kernels measured on one device: its file, and the latencies that follow from it.
+
+One text file: a header in YAML behind '#', with what the measurements belong to, what a network takes beyond its
+kernels and how well whole networks that the table had not seen were foretold; then a row of CSV for each kernel.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from hardware.kernel_fit import KernelFit
+from hardware.kernels import Kernel
+from hardware.latency_table import KernelLatency, Latency, Positive, Tier, UnmeasuredKernel, table_name, worst_tier
+from hardware.strict_yaml import ConfigError, parse_yaml
+from hardware.table_fit import WEIGHT_KNOTS_MB, Overheads, Row, TableFit
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+# How far a prediction may lie from the network while none was measured whole: assumed, as wide as the margin that
+# calibrated targets keep outside their range.
+UNCHECKED_RATIOS = (0.8, 1.25)
+# From here on the times of two kernels say less than half of each other.
+FAR = 1.0
+
+_COLUMNS = ("key", "median_ms", "spread_ms", "networks")
+_LONGEST_MS = 60_000.0
+
+
+class TableIdentity(BaseModel):
+    """What a measurement belongs to: figures of different identities never share a table."""
+
+    model_config = _STRICT
+
+    target: str
+    device: str
+    cpu: str
+    cores: Annotated[int, Field(ge=1)]
+    threads: Annotated[int, Field(ge=1)]
+    runtime: str
+    runtime_version: str
+    precision: str
+    unit: str = Field(pattern="^ms$")
+    protocol: str
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that tell identities apart."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Miss(BaseModel):
+    """A network that the table had not seen: measured whole, and predicted."""
+
+    model_config = _STRICT
+
+    network: str
+    measured_ms: Positive
+    predicted_ms: Positive
+
+
+class Certificate(BaseModel):
+    """How well whole networks that the fit had not seen were foretold.
+
+    low_ratio and high_ratio are the 2.5 % and the 97.5 % quantile of measured over predicted. The noise is how far two
+    measurements of the same network lie apart: no table can do better than that.
+    """
+
+    model_config = _STRICT
+
+    networks: Annotated[int, Field(ge=1)]
+    mape_percent: NotNegative
+    within_5_percent: Percent
+    within_10_percent: Percent
+    spearman: Annotated[float, Field(ge=-1, le=1)]
+    low_ratio: Positive
+    high_ratio: Positive
+    fastest_ms: Positive
+    slowest_ms: Positive
+    noise_percent: NotNegative
+    noise_within_5_percent: Percent
+    worst: tuple[Miss, ...]
+
+
+class OverheadsHeader(BaseModel):
+    """`table_fit.Overheads` as the file holds them."""
+
+    model_config = _STRICT
+
+    start_ms: NotNegative
+    watching_ms: NotNegative
+    cold_ms_per_mb: Annotated[
+        tuple[NotNegative, ...], Field(min_length=len(WEIGHT_KNOTS_MB) - 1, max_length=len(WEIGHT_KNOTS_MB) - 1)
+    ]
+
+
+class TableHeader(BaseModel):
+    """What stands above the rows."""
+
+    model_config = _STRICT
+
+    identity: TableIdentity
+    measured_on: str
+    networks: Annotated[int, Field(ge=0)]
+    conditions: dict[str, Any]
+    overheads: OverheadsHeader
+    families: dict[str, Positive]
+    scales: dict[str, tuple[float, ...]]
+    certificates: dict[str, Certificate]
+    cannot_run: dict[str, str]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class ProfiledTable:
+    """What was measured on a device.
+
+    networks is how many the rows come from; conditions describe the machine while it measured; certificates are by
+    space; cannot_run says of a network's name why the runtime refused it.
+    """
+
+    identity: TableIdentity
+    measured_on: str
+    networks: int
+    conditions: Mapping[str, Any]
+    fit: TableFit
+    scales: Mapping[str, tuple[float, ...]]
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
+    cannot_run: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all that a latency follows from."""
+        return hashlib.sha256((_header_text(self, "0" * 64) + _body(self.fit.rows)).encode()).hexdigest()
+
+    @cached_property
+    def name(self) -> str:
+        """How reports call it, such as `host/onnxruntime-1.31.1/1t/fp32@0123456789ab`."""
+        identity = self.identity
+        source = f"{identity.target}/{identity.runtime}-{identity.runtime_version}"
+        return table_name(source, identity.threads, identity.precision, self.sha256)
+
+
+def empty_table(identity: TableIdentity) -> ProfiledTable:
+    """The table of a device on which nothing was measured yet."""
+    nothing = Overheads(0.0, 0.0, (0.0,) * (len(WEIGHT_KNOTS_MB) - 1))
+    return ProfiledTable(identity, "never", 0, {}, TableFit({}, nothing, {}), {})
+
+
+def write_table(table: ProfiledTable, path: Path) -> None:
+    """Writes the file anew, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(_header_text(table, table.sha256) + _body(table.fit.rows))
+    Path(file.name).replace(path)
+
+
+def read_table(path: Path, identity: TableIdentity | None = None) -> ProfiledTable:
+    """The table in the file; of exactly that identity where one is given.
+
+    Raises:
+        ConfigError: the file is unreadable, damaged, incomplete or of another identity.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: a readable table is needed, got {error}; check the path") from error
+    lines = text.splitlines(keepends=True)
+    commented = [line[2:] for line in lines if line.startswith("# ")]
+    header = parse_yaml("".join(commented), TableHeader, name=str(path))
+    if identity is not None and header.identity != identity:
+        raise ConfigError(
+            f"{path}:1: identity: {_difference(header.identity, identity)}; measure a table of its own with nas profile"
+        )
+    rows = _parse_rows("".join(lines[len(commented) :]), path, first_line=len(commented) + 1)
+    overheads = Overheads(**header.overheads.model_dump())
+    table = ProfiledTable(
+        header.identity,
+        header.measured_on,
+        header.networks,
+        header.conditions,
+        TableFit(rows, overheads, header.families),
+        header.scales,
+        header.certificates,
+        header.cannot_run,
+    )
+    if header.sha256 != table.sha256:
+        raise ConfigError(
+            f"{path}:{len(commented)}: sha256: must be that of the table, {table.sha256}, got {header.sha256}; "
+            "the file was edited or damaged, restore it or measure again"
+        )
+    return table
+
+
+class ProfiledModel:
+    """Answers from a table of measured kernels and, between them, from a fit."""
+
+    def __init__(self, table: ProfiledTable, space: str | None = None) -> None:
+        """Space says whose certificate holds; for networks of no space in particular, None, the widest of all."""
+        self.profiled = table
+        self.certificate = _widest(table.certificates) if space is None else table.certificates.get(space)
+        self._answers: dict[str, KernelLatency] = {}
+
+    @property
+    def table(self) -> str:
+        return self.profiled.name
+
+    @cached_property
+    def _interpolate(self) -> KernelFit:
+        return KernelFit({key: row.median_ms for key, row in self.profiled.fit.rows.items()}, self.profiled.scales)
+
+    def kernel(self, kernel: Kernel) -> KernelLatency:
+        """What the kernel takes inside a network: its row, or what its family's fit says.
+
+        Raises:
+            UnmeasuredKernel: there is no row for it and too few of its family.
+        """
+        key = kernel.key
+        if key not in self._answers:
+            self._answers[key] = self._answer(key)
+        return self._answers[key]
+
+    def _answer(self, key: str) -> KernelLatency:
+        row = self.profiled.fit.rows.get(key)
+        if row is not None:
+            why = f"median in {row.networks} networks, spread {row.spread_ms:.4g} ms"
+            return KernelLatency(row.median_ms, Tier.measured, why)
+        estimate = self._interpolate(key)
+        if estimate is None:
+            raise UnmeasuredKernel((key,), self.table)
+        tier = Tier.calibrated if estimate.distance < FAR else Tier.extrapolated
+        near = "near one" if estimate.distance < FAR else "far from any"
+        why = f"fitted to measured kernels of its family, {near} of them"
+        return KernelLatency(estimate.value_ms, tier, why)
+
+    def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:
+        """The network's latency: calibrated where networks as fast were measured whole, else extrapolated.
+
+        A sum is a prediction and never measured, however well its parts are.
+        """
+        value_ms = total_ms + self.profiled.fit.overheads.network_ms(weight_bytes)
+        ratios, tier = UNCHECKED_RATIOS, Tier.extrapolated
+        checked = self.certificate
+        if checked is not None:
+            ratios = (checked.low_ratio, checked.high_ratio)
+            if checked.fastest_ms <= value_ms <= checked.slowest_ms:
+                tier = Tier.calibrated
+            else:
+                ratios = min(UNCHECKED_RATIOS[0], ratios[0]), max(UNCHECKED_RATIOS[1], ratios[1])
+        low, high = min(1.0, ratios[0]), max(1.0, ratios[1])
+        return Latency(value_ms, low * value_ms, high * value_ms, worst_tier([tier, worst_kernel_tier]), self.table)
+
+
+def _widest(certificates: Mapping[str, Certificate]) -> Certificate | None:
+    every = list(certificates.values())
+    if not every:
+        return None
+    return every[0].model_copy(
+        update={
+            "low_ratio": min(each.low_ratio for each in every),
+            "high_ratio": max(each.high_ratio for each in every),
+            "fastest_ms": min(each.fastest_ms for each in every),
+            "slowest_ms": max(each.slowest_ms for each in every),
+        }
+    )
+
+
+def _header_text(table: ProfiledTable, sha256: str) -> str:
+    header = TableHeader(
+        identity=table.identity,
+        measured_on=table.measured_on,
+        networks=table.networks,
+        conditions=dict(table.conditions),
+        overheads=OverheadsHeader(**asdict(table.fit.overheads)),
+        families=dict(table.fit.families),
+        scales=dict(table.scales),
+        certificates=dict(table.certificates),
+        cannot_run=dict(table.cannot_run),
+        sha256=sha256,
+    ).model_dump(mode="json")
+    text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=10_000)
+    return "".join(f"# {line}\n" for line in text.splitlines())
+
+
+def _body(rows: Mapping[str, Row]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows((key, repr(row.median_ms), repr(row.spread_ms), row.networks) for key, row in rows.items())
+    return text.getvalue()
+
+
+def _difference(found: TableIdentity, wanted: TableIdentity) -> str:
+    pairs = zip(found.model_dump().items(), wanted.model_dump().values(), strict=True)
+    return "a table serves one identity only; " + ", ".join(
+        f"{name} is {there!r} in the file and {here!r} here" for (name, there), here in pairs if there != here
+    )
+
+
+def _parse_rows(body: str, path: Path, *, first_line: int) -> dict[str, Row]:
+    reader = csv.reader(io.StringIO(body))
+    titles = next(reader, [])
+    if tuple(titles) != _COLUMNS:
+        raise ConfigError(f"{path}:{first_line}: the columns must be {', '.join(_COLUMNS)}, got {', '.join(titles)}")
+    rows: dict[str, Row] = {}
+    for line, cells in enumerate(reader, first_line + 1):
+        if len(cells) != len(_COLUMNS):
+            raise ConfigError(
+                f"{path}:{line}: a row must have {len(_COLUMNS)} cells, got {len(cells)}; the file is damaged"
+            )
+        key, median, spread, networks = cells
+        if key in rows:
+            raise ConfigError(f"{path}:{line}: {key}: a kernel may stand only once; remove one of its rows")
+        try:
+            rows[key] = _checked_row(float(median), float(spread), int(networks))
+        except ValueError as error:
+            raise ConfigError(f"{path}:{line}: {key}: {error}") from error
+    return rows
+
+
+def _checked_row(median_ms: float, spread_ms: float, networks: int) -> Row:
+    if not 0 < median_ms <= _LONGEST_MS:
+        raise ValueError(f"median_ms must be above 0 and at most {_LONGEST_MS:.0f}, got {median_ms}; measure it again")
+    if not 0 <= spread_ms <= _LONGEST_MS:
+        raise ValueError(f"spread_ms must be from 0 to {_LONGEST_MS:.0f}, got {spread_ms}; measure it again")
+    if networks < 1:
+        raise ValueError(f"networks must be at least 1, got {networks}; measure it again")
+    return Row(median_ms, spread_ms, networks)

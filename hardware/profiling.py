@@ -1,0 +1,305 @@
+"""Makes a table of a device: which networks to run there, in which order, and what their times say.
+
+Every kernel is timed inside networks of the space that will be searched, several hundred of them, drawn at random and
+put in an order in which each next one shows most of what was not seen before. Further networks, which the table never
+sees, are timed whole three times over; how well the table foretells those, and how far their own times lie apart, is
+its certificate.
+"""
+
+import heapq
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.attribution import OperatorTime, attributed
+from hardware.calibration import spearman
+from hardware.cost import BYTES_PER_FLOAT, cost, node_macs
+from hardware.graph import DeployGraph
+from hardware.isolated import Failed
+from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
+from hardware.job_results import JobResults
+from hardware.kernel_fit import KernelFit
+from hardware.kernels import FusionRule, fuse, fused_chains
+from hardware.latency_table import Tier
+from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
+from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTable, TableIdentity
+from hardware.strict_yaml import ConfigError
+from hardware.table_fit import NetworkTrace, fit_table
+
+# Networks that check the table, each timed so often, with everything else in between.
+CHECKS = 60
+ROUNDS = 3
+WORST = 5
+# Below this nothing can be learnt of overheads.
+FEWEST_NETWORKS = 12
+
+# What the first and the last value of a network are called in the files of a runtime.
+ENDS: Mapping[str, tuple[str, str]] = {
+    "onnxruntime": (INPUT_NAME, OUTPUT_NAME),
+    "ncnn": ("in0", "out0"),
+    "mnn": (INPUT_NAME, OUTPUT_NAME),
+}
+# Moving a value counts as so many multiply-adds where kernels are weighed before anything was measured.
+MACS_PER_MOVED_VALUE = 8
+
+PROTOCOL = JobProtocol(warmup_s=0.02, min_runs=10, min_s=0.06, max_s=3.0, trace_runs=14, sentinel_every=20)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network to be run, under a name that is its own."""
+
+    name: str
+    graph: DeployGraph
+
+
+def by_importance(subjects: Sequence[Subject], rules: Sequence[FusionRule]) -> list[Subject]:
+    """The same networks, each next one with most of what those before it lack.
+
+    A kernel counts for its share of the networks' time, as far as multiply-adds and moved values tell.
+    """
+    shares = [_kernel_shares(subject.graph, rules) for subject in subjects]
+    importance: Counter[str] = Counter()
+    for each in shares:
+        importance.update(each)
+    seen: set[str] = set()
+
+    def gain(index: int) -> float:
+        return sum(importance[key] for key in shares[index] if key not in seen)
+
+    # What was worth so much before is never worth more later, so only the best guess has to be looked at again.
+    queue = [(-gain(index), index) for index in range(len(subjects))]
+    heapq.heapify(queue)
+    ordered = []
+    while queue:
+        _, index = heapq.heappop(queue)
+        now = gain(index)
+        if queue and now < -queue[0][0]:
+            heapq.heappush(queue, (-now, index))
+            continue
+        seen.update(shares[index])
+        ordered.append(subjects[index])
+    return ordered
+
+
+def _kernel_shares(graph: DeployGraph, rules: Sequence[FusionRule]) -> dict[str, float]:
+    work: Counter[str] = Counter()
+    for kernel, chain in zip(fuse(graph, rules), fused_chains(graph, rules), strict=True):
+        moved = sum(map(prod, kernel.in_shapes)) + prod(kernel.out_shape)
+        work[kernel.key] += MACS_PER_MOVED_VALUE * moved + sum(node_macs(graph, graph.nodes[index]) for index in chain)
+    total = sum(work.values())
+    return {key: value / total for key, value in work.items()}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is to be run on a device: networks to learn from, the most important first, and networks to check with."""
+
+    learning: Sequence[Subject]
+    checks: Sequence[Subject]
+    rules: tuple[FusionRule, ...]
+
+
+# Writes networks into files that a runtime loads, and says of each that it cannot write why.
+WriteModels = Callable[[Sequence[tuple[DeployGraph, Path]]], Iterable[Path | Failed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """On what networks are run: the runtime, its threads, the cores it is kept on, and how its models are written."""
+
+    runtime: Runtime
+    threads: int
+    cpus: tuple[int, ...] | None
+    write_models: WriteModels
+
+
+def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | None) -> dict[str, str]:
+    """Writes the job folder of a profile; returns why some networks cannot be written, by their names.
+
+    The rounds of checks lie between thirds of what is learnt from, so that they show how far the machine drifts
+    meanwhile. time_s None times every network.
+    """
+    third = -(-len(profile.learning) // ROUNDS)
+    asked = [_Asked("sentinel", profile.checks[len(profile.checks) // 2])]
+    for number in range(ROUNDS):
+        asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
+        learning = profile.learning[number * third : (number + 1) * third]
+        asked += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in learning]
+    return _write_folder(folder, asked, bench, time_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    id: str
+    subject: Subject
+    is_traced: bool = False
+
+
+def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limit_s: float | None) -> dict[str, str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    graphs = {each.subject.name: each.subject.graph for each in asked}
+    files = {name: folder / f"{name}{SUFFIXES[bench.runtime]}" for name in graphs}
+    # What an earlier run has written is what would be written now.
+    missing = [name for name, path in files.items() if not path.exists()]
+    written = bench.write_models([(graphs[name], files[name]) for name in missing])
+    refused = {name: answer.reason for name, answer in zip(missing, written, strict=True) if isinstance(answer, Failed)}
+    entering, leaving = ENDS[bench.runtime]
+    jobs = tuple(
+        Job(
+            id=each.id,
+            file=files[each.subject.name].name,
+            inputs=(JobInput(name=entering, shape=(1, *each.subject.graph.input_shape)),),
+            output=leaving,
+            trace=tuple(node.name for node in each.subject.graph.nodes[1:]) if each.is_traced else None,
+        )
+        for each in asked
+        if each.subject.name not in refused
+    )
+    sentinel = "sentinel" if asked[0].subject.name not in refused else None
+    write_jobs(
+        folder,
+        JobList(
+            runtime=bench.runtime,
+            threads=bench.threads,
+            cpus=bench.cpus,
+            protocol=PROTOCOL,
+            time_limit_s=time_limit_s,
+            sentinel=sentinel,
+            jobs=jobs,
+        ),
+    )
+    return refused
+
+
+def learnt(profile: Profile, results: JobResults) -> list[NetworkTrace]:
+    """What the results say of the networks to learn from."""
+    traces = []
+    for subject in profile.learning:
+        timing = results.timings.get(f"l-{subject.name}")
+        if timing is None or timing.traced is None:
+            continue
+        operators = [OperatorTime(name, time_ms) for name, time_ms in timing.traced]
+        kernels = attributed(subject.graph, profile.rules, operators)
+        traces.append(NetworkTrace(subject.name, timing.median_ms, kernels))
+    return traces
+
+
+def checked(profile: Profile, results: JobResults) -> dict[str, list[float]]:
+    """Of each check that was timed, its times in ms."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for subject in profile.checks:
+        for number in range(1, ROUNDS + 1):
+            timing = results.timings.get(f"c{number}-{subject.name}")
+            if timing is not None:
+                found[subject.name].append(timing.median_ms)
+    return dict(found)
+
+
+def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
+    """How well the table foretells networks that it has not seen; None where none was timed."""
+    graphs = {subject.name: subject.graph for subject in profile.checks}
+    model = ProfiledModel(table)
+    misses = [
+        Miss(
+            network=name,
+            measured_ms=statistics.median(times),
+            predicted_ms=predict_ms(model, graphs[name], profile.rules),
+        )
+        for name, times in times_ms.items()
+    ]
+    if not misses:
+        return None
+    measured = np.array([miss.measured_ms for miss in misses])
+    predicted = np.array([miss.predicted_ms for miss in misses])
+    errors = np.abs(predicted / measured - 1)
+    apart = np.array([times[-1] / times[0] - 1 for times in times_ms.values() if len(times) > 1])
+    ratios = measured / predicted
+    return Certificate(
+        networks=len(misses),
+        mape_percent=_percent(errors),
+        within_5_percent=_percent(errors <= 0.05),
+        within_10_percent=_percent(errors <= 0.1),
+        spearman=spearman(measured.tolist(), predicted.tolist()) if len(misses) > 1 else 0.0,
+        low_ratio=float(np.quantile(ratios, 0.025)),
+        high_ratio=float(np.quantile(ratios, 0.975)),
+        fastest_ms=float(predicted.min()),
+        slowest_ms=float(predicted.max()),
+        noise_percent=_percent(np.abs(apart)) if len(apart) else 0.0,
+        noise_within_5_percent=_percent(np.abs(apart) <= 0.05) if len(apart) else 0.0,
+        worst=tuple(misses[index] for index in np.argsort(-errors)[:WORST]),
+    )
+
+
+def predict_ms(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> float:
+    """What the model expects of a network."""
+    total_ms = sum(model.kernel(kernel).value_ms for kernel in fuse(graph, rules))
+    return model.network(total_ms, BYTES_PER_FLOAT * cost(graph).params, Tier.measured).value_ms
+
+
+def _percent(values: npt.NDArray[np.floating] | npt.NDArray[np.bool_]) -> float:
+    return 100 * float(np.mean(values))
+
+
+def make_table(
+    identity: TableIdentity, profiles: Mapping[str, tuple[Profile, JobResults]], cannot_run: Mapping[str, str]
+) -> ProfiledTable:
+    """The table of all that was timed on a device; profiles and their results are by space.
+
+    Raises:
+        ConfigError: too few networks were timed to learn anything from.
+    """
+    traces = [trace for profile, results in profiles.values() for trace in learnt(profile, results)]
+    if len(traces) < FEWEST_NETWORKS:
+        raise ConfigError(
+            f"at least {FEWEST_NETWORKS} networks must be timed to learn from, got {len(traces)}; give it more --time"
+        )
+    fit = fit_table(traces)
+    scales = KernelFit({key: row.median_ms for key, row in fit.rows.items()}).scales
+    refused = {
+        job.partition("-")[2] or job: reason
+        for _, results in profiles.values()
+        for job, reason in results.errors.items()
+    }
+    table = ProfiledTable(
+        identity,
+        min(results.started.date for _, results in profiles.values()),
+        len(traces),
+        _conditions(profiles),
+        fit,
+        {family: tuple(theta) for family, theta in scales.items()},
+        {},
+        {**cannot_run, **refused},
+    )
+    certificates = {
+        space: certificate
+        for space, (profile, results) in profiles.items()
+        if (certificate := certify(profile, table, checked(profile, results))) is not None
+    }
+    return replace(table, certificates=certificates)
+
+
+def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str, Any]:
+    """How the machine was before and after, and how much of what it measured was disturbed."""
+    every = [results for _, results in profiles.values()]
+    first, last = every[0].started, every[-1].ended
+    timings = [timing for results in every for timing in results.timings.values()]
+    return {
+        "protocol": PROTOCOL.model_dump(mode="json"),
+        "machine": first.model_dump(mode="json"),
+        "clocks_after": [clock.current_khz for clock in last.clocks] if last else None,
+        "load_after": list(last.load or ()) if last else None,
+        "temperatures_after_c": last.temperatures_c if last else None,
+        "models_timed": len(timings),
+        "disturbed_in_every_attempt": sum(timing.disturbed is True for timing in timings),
+        "median_spread_percent": round(
+            100 * statistics.median(timing.spread_ms / timing.median_ms for timing in timings), 2
+        ),
+    }

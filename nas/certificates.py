@@ -1,0 +1,150 @@
+"""Finalists measured whole on the device itself: fused as they are deployed and, beside it, as they were trained."""
+
+import statistics
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from hardware.adb import AdbPython
+from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, write_jobs
+from hardware.job_results import JobResults, load_results
+from hardware.latency_table import Latency, Tier
+from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
+from hardware.profiling import ENDS
+from hardware.runtimes import RUNTIMES
+from hardware.strict_yaml import ConfigError, load_yaml
+from hardware.targets import Target, boards_folder
+from hardware.transports import Local, Ssh, Transport
+from searchspace.network import build_network, deploy_graph
+from searchspace.spec import ArchSpec
+
+# Longer than networks are timed for a table, and in rounds, since a single median moves by some per cent.
+PROTOCOL = JobProtocol(warmup_s=0.1, min_runs=30, min_s=0.3, max_s=5.0, sentinel_every=6, retries=3)
+ROUNDS = 3
+
+
+class Connection(BaseModel):
+    """How a board was reached when it was measured, so that finalists can be measured there as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ssh: str | None = None
+    adb: str | None = None
+    adb_python: str = "python3"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A member on the device: as it is deployed, and as it was trained in ms where that could be timed."""
+
+    fused: Latency
+    unfused_ms: float | None
+
+
+def connection_path(target: str) -> Path:
+    """Where it is kept how a board was reached."""
+    return boards_folder() / target / "connection.yaml"
+
+
+def transport_to(target: str) -> Transport | None:
+    """The way to a device; None where none is known, as for boards that nobody here has.
+
+    Raises:
+        ConfigError: what is kept of the way is damaged.
+    """
+    if target == "host":
+        return Local()
+    path = connection_path(target)
+    if not path.exists():
+        return None
+    known = load_yaml(path, Connection)
+    if known.ssh is not None:
+        return Ssh(known.ssh)
+    return AdbPython(known.adb, known.adb_python) if known.adb is not None else None
+
+
+def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> dict[int, Measured]:
+    """The members, by trial, measured on the device; none where there is no way to it. Files go into `folder`.
+
+    Raises:
+        ConfigError, TransportError: the device cannot be reached or cannot measure.
+    """
+    transport = transport_to(target.name)
+    if transport is None or not specs:
+        return {}
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = _write(target, specs, folder)
+    write_jobs(folder, jobs)
+    transport.measure(folder, lambda progress: None)
+    results = load_results(folder)
+    found = {}
+    for trial in specs:
+        fused = _timed(results, f"fused-{trial}")
+        if fused is None:
+            raise ConfigError(f"trial {trial} does not run on {target.name}: {results.errors.get(f'fused-{trial}-1')}")
+        unfused = _timed(results, f"unfused-{trial}")
+        found[trial] = Measured(
+            Latency(*fused, Tier.measured, f"{target.latency_model.table}, timed whole"),
+            unfused[0] if unfused is not None else None,
+        )
+    return found
+
+
+def _write(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> JobList:
+    runtime = target.about.runtime
+    runs = RUNTIMES[runtime]
+    entering, leaving = ENDS[runtime]
+    graphs = {trial: deploy_graph(spec) for trial, spec in specs.items()}
+    files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in specs}
+    list(runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs]))
+    if runtime == "onnxruntime":
+        for trial, spec in specs.items():
+            files[f"unfused-{trial}"] = folder / f"unfused-{trial}.onnx"
+            write_train_form(spec, files[f"unfused-{trial}"])
+    shapes = {trial: (1, *graph.input_shape) for trial, graph in graphs.items()}
+    jobs = tuple(
+        Job(
+            id=f"{name}-{number}",
+            file=path.name,
+            inputs=(JobInput(name=entering, shape=shapes[int(name.partition("-")[2])]),),
+            output=leaving,
+        )
+        for number in range(1, ROUNDS + 1)
+        for name, path in files.items()
+    )
+    return JobList(
+        runtime=runtime, threads=target.threads, cpus=None, protocol=PROTOCOL, sentinel=jobs[0].id, jobs=jobs
+    )
+
+
+def write_train_form(spec: ArchSpec, path: Path) -> None:
+    """The network as it trains, with all its branches, as ONNX: what would run if nobody fused it."""
+    network = build_network(spec, 0).eval()
+    with warnings.catch_warnings():
+        # The exporter that needs no further package is the older one.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, *spec.input_shape),),
+            path,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _timed(results: JobResults, name: str) -> tuple[float, float, float] | None:
+    """Median over the rounds, with the smallest lower and the largest upper quartile as its interval."""
+    timings = [
+        results.timings[job] for number in range(1, ROUNDS + 1) if (job := f"{name}-{number}") in results.timings
+    ]
+    if not timings:
+        return None
+    medians = [timing.median_ms for timing in timings]
+    half = max(timing.spread_ms for timing in timings) / 2
+    return statistics.median(medians), max(0.0, min(medians) - half), max(medians) + half

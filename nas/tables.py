@@ -1,0 +1,169 @@
+"""Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hardware.board import SAMPLES
+from hardware.bundle import import_results, write_bundle
+from hardware.job_folder import load_jobs
+from hardware.job_results import JobResults, load_results
+from hardware.kernels import FusionRule
+from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
+from hardware.profiling import Bench, Profile, Subject, by_importance, make_table, prepare
+from hardware.runtimes import RUNTIMES
+from hardware.strict_yaml import ConfigError
+from hardware.targets import (
+    TargetFile,
+    board_table_path,
+    boards_folder,
+    cache_folder,
+    described_target,
+    host_identity,
+    table_path,
+)
+from hardware.transports import OnProgress, Transport
+from searchspace.choosers import random_choice
+from searchspace.network import deploy_graph
+from searchspace.space import Space, Task, member
+from searchspace.spaces import SPACES, space_named
+from searchspace.spec import deploy_id
+
+# So many members are drawn to know what a space is made of.
+DRAWN = 2000
+CHECKS = 60
+# Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
+EXPECTED_S = 0.25
+
+# Kernels of the first and the last block depend on what the data ask of a network; grey and colour are both drawn.
+TASKS = (Task(1, 10), Task(3, 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which table is to be made: of a target, for a space, with a runtime on so many threads, in about so many s."""
+
+    target: str
+    space: str
+    runtime: str | None
+    threads: int
+    time_s: float
+
+
+def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAWN, checks: int = CHECKS) -> Profile:
+    """The networks to run for a space, always the same ones in the same order.
+
+    The checks are drawn first and kept apart: nothing is learnt from a network that computes the same as one of them.
+    """
+    rng = random.Random(f"profile {space.name}")
+    subjects: dict[str, Subject] = {}
+    for index in range(drawn + checks):
+        spec = member(space, random_choice(rng), TASKS[index % len(TASKS)])
+        subjects.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
+    every = list(subjects.values())
+    return Profile(by_importance(every[checks:], rules), every[:checks], rules)
+
+
+def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:
+    """Runs networks of the space on the device and makes its table, with all that was run there before.
+
+    Raises:
+        ConfigError: a name is unknown, the device cannot measure, or too little was measured.
+        TransportError: the way to the device failed; what had arrived stays, and the same call goes on.
+    """
+    described = described_target(wanted.target, wanted.runtime)
+    folder, refused = prepared(wanted, described)
+    transport.measure(folder, on_progress)
+    return tabulate(wanted, described, refused)
+
+
+def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str]]:
+    """The job folder for the space, written anew, and why some of its networks cannot be."""
+    space = space_named(wanted.space)
+    profile = profile_of(space, described.fusion_rules)
+    count = min(len(profile.learning), max(20, round(wanted.time_s / EXPECTED_S)))
+    folder = job_folder(wanted, described)
+    known = len(load_results(folder).timings) if (folder / SAMPLES).exists() else 0
+    short = Profile(profile.learning[: count + known], profile.checks, profile.rules)
+    bench = Bench(described.runtime, wanted.threads, None, RUNTIMES[described.runtime].write_timed)
+    return folder, prepare(short, folder, bench, time_s=wanted.time_s)
+
+
+def job_folder(wanted: Wanted, described: TargetFile) -> Path:
+    """Where the networks of a space are run for a device, and what came of it is kept."""
+    if wanted.target == "host":
+        return cache_folder() / "profiles" / host_identity(described, wanted.threads).digest / wanted.space
+    runs = f"{described.runtime}-{wanted.threads}t"
+    return boards_folder() / wanted.target / "profiles" / runs / wanted.space
+
+
+def bundle(wanted: Wanted, file: Path) -> int:
+    """Writes an archive to carry to the device; returns how many networks are in it."""
+    described = described_target(wanted.target, wanted.runtime)
+    folder, _ = prepared(wanted, described)
+    write_bundle(folder, file)
+    return len(load_jobs(folder).jobs)
+
+
+def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
+    """Makes the table of a device from what was brought back from there.
+
+    Raises:
+        ConfigError: the file is no result of the bundle that was written here.
+    """
+    described = described_target(wanted.target, wanted.runtime)
+    folder = job_folder(wanted, described)
+    if not folder.is_dir():
+        raise ConfigError(f"{file}: there is no bundle that these could be results of; write one with --bundle first")
+    import_results(file, folder)
+    return tabulate(wanted, described, {})
+
+
+def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) -> ProfiledTable:
+    """The table of everything that was run on the device, written where `load_target` finds it."""
+    profiles = {}
+    for name, space in SPACES.items():
+        folder = job_folder(replace(wanted, space=name), described)
+        if (folder / SAMPLES).exists():
+            profiles[name] = profile_of(space, described.fusion_rules), load_results(folder)
+    identity = _identity(wanted, described, [results for _, results in profiles.values()])
+    table = make_table(identity, profiles, refused)
+    of_host = wanted.target == "host"
+    write_table(
+        table, table_path(identity) if of_host else board_table_path(wanted.target, identity.runtime, wanted.threads)
+    )
+    return table
+
+
+def _identity(wanted: Wanted, described: TargetFile, results: Sequence[JobResults]) -> TableIdentity:
+    """What was measured, and that it is one thing.
+
+    Raises:
+        ConfigError: results are from different machines or versions.
+    """
+    if wanted.target == "host":
+        expected = host_identity(described, wanted.threads)
+        versions = {expected.runtime_version, *(each.started.runtime_version for each in results)}
+        if len(versions) > 1:
+            raise ConfigError(f"runtime: one table is of one version, got {', '.join(sorted(versions))}")
+        return expected
+    machines = {(each.started.cpu, each.started.cores, each.started.runtime_version) for each in results}
+    if len(machines) > 1:
+        raise ConfigError(
+            f"target {wanted.target}: one table is of one device and version, got "
+            + " and ".join(map(str, sorted(machines, key=str)))
+        )
+    machine = results[0].started
+    return TableIdentity(
+        target=wanted.target,
+        device=machine.board or machine.os,
+        cpu=machine.cpu or "unknown",
+        cores=machine.cores or 1,
+        threads=wanted.threads,
+        runtime=machine.runtime,
+        runtime_version=machine.runtime_version,
+        precision=described.precision,
+        unit="ms",
+        protocol=described.protocol,
+    )

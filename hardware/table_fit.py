@@ -34,6 +34,8 @@ FEWEST_WEIGHTS_MB = 0.02
 # this share.
 DISTURBED_SPREADS = 4.0
 DISTURBED_SHARE = 0.03
+# How strongly the steps are held to nothing, in sightings' worth of evidence.
+HOLD_STEPS = 30.0
 # How strongly the factors of families are held to 1, in networks' worth of evidence.
 HOLD_FAMILIES = 3.0
 
@@ -175,7 +177,10 @@ def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
         goals.append((times - np.median(times)) * weight)
     if not rows:
         return np.zeros(len(WEIGHT_KNOTS_MB) - 1)
-    matrix, goal = np.vstack(rows), np.concatenate(goals)
+    count = len(WEIGHT_KNOTS_MB) - 1
+    # A step that few networks stand on is held to nothing.
+    hold = np.eye(count) * HOLD_STEPS**0.5 * np.sqrt(np.mean(np.vstack(rows) ** 2, axis=0).max())
+    matrix, goal = np.vstack([*rows, hold]), np.concatenate([*goals, np.zeros(count)])
     kept = np.ones(len(goal), bool)
     for _ in range(3):
         found = nonnegative_least_squares(matrix[kept], goal[kept])

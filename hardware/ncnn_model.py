@@ -324,16 +324,6 @@ def graph_param(graph: DeployGraph) -> str:
     return _text(_graph_layers(graph, {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}))
 
 
-def network_param(graph: DeployGraph) -> str:
-    """The .param of a network, to be timed with weights of zeros; as `to_ncnn` writes it with weights.
-
-    Raises:
-        ValueError: a value in it has more than four axes.
-    """
-    weights = {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}
-    return _text(_graph_layers(graph, weights))
-
-
 def _zeros(shape: Shape) -> FloatArray:
     # Without memory of their own: only how many there are matters.
     return np.broadcast_to(np.float32(0), shape)

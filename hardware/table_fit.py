@@ -30,8 +30,8 @@ MEGABYTE = 2**20
 WEIGHT_KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 # Kernels with fewer weights say nothing of where those come from.
 FEWEST_WEIGHTS_MB = 0.02
-# A network is held for disturbed whose parts and whole differ by more than so many times what is usual, and by more than
-# this share.
+# A network is held for disturbed whose parts and whole differ by more than so many times what is usual, and by more
+# than this share.
 DISTURBED_SPREADS = 4.0
 DISTURBED_SHARE = 0.03
 # How strongly the steps are held to nothing, in sightings' worth of evidence.

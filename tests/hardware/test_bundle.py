@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hardware import bundle
-from hardware.bundle import read_results, write_bundle
+from hardware.bundle import import_results, write_bundle
+from hardware.job_results import load_results
 from hardware.strict_yaml import ConfigError
 
 
@@ -45,13 +46,13 @@ def test_a_bundle_runs_in_an_empty_environment_and_its_results_come_back(fake_nc
     python = _empty_environment(tmp_path / "empty", fake_ncnn / "ncnn.py")
     done = subprocess.run([python, "-I", "board.py", "jobs"], cwd=board, env={}, capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()) == (0, ["1/2 a: 1 ms", "2/2 b: 4 ms"])
-    by_hand = read_results(board / "jobs/samples.jsonl", folder)
+    by_hand = import_results(board / "jobs/samples.jsonl", folder)
     assert by_hand.timings["b"].median_ms == 4.0
-    assert read_results(_pack(board, tmp_path / "back.tar.gz"), folder) == by_hand
+    assert import_results(_pack(board, tmp_path / "back.tar.gz"), folder) == by_hand
     with tarfile.open(tmp_path / "back.tar", "w") as archive:
         archive.add(board, "renamed")
-    assert read_results(tmp_path / "back.tar", folder) == by_hand
-    assert not (folder / "samples.jsonl").exists()
+    assert import_results(tmp_path / "back.tar", folder) == by_hand
+    assert load_results(folder) == by_hand
 
 
 def test_a_bundle_measures_with_the_real_ncnn_and_no_numpy(make_folder, tmp_path):
@@ -66,7 +67,7 @@ def test_a_bundle_measures_with_the_real_ncnn_and_no_numpy(make_folder, tmp_path
     assert subprocess.run([python, "-c", "import numpy"], env={}, capture_output=True).returncode == 1
     done = subprocess.run([python, "-I", "board.py", "jobs"], cwd=board, env={}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = read_results(board / "jobs/samples.jsonl", folder)
+    found = import_results(board / "jobs/samples.jsonl", folder)
     assert 0 < found.timings["a"].median_ms < 1000
     assert found.timings["a"].runs == 20
 
@@ -102,35 +103,35 @@ def test_an_archive_that_points_out_of_itself_is_refused(measured, tmp_path, nam
     folder, samples = measured
     file = _archive(tmp_path / "x.tar.gz", (_member("samples.jsonl"), samples), (_member(name), b"x"))
     with pytest.raises(ConfigError, match="outside the destination"):
-        read_results(file, folder)
+        import_results(file, folder)
 
 
 def test_an_archive_with_a_link_in_the_place_of_the_samples_is_refused(measured, tmp_path):
     folder, _ = measured
     link = _member("samples.jsonl", type=tarfile.SYMTYPE, linkname="/etc/passwd")
     with pytest.raises(ConfigError, match="absolute"):
-        read_results(_archive(tmp_path / "x.tar.gz", (link, b"")), folder)
+        import_results(_archive(tmp_path / "x.tar.gz", (link, b"")), folder)
     link = _member("samples.jsonl", type=tarfile.SYMTYPE, linkname="other")
     with pytest.raises(ConfigError, match=r"must have one samples\.jsonl, got 0"):
-        read_results(_archive(tmp_path / "x.tar.gz", (link, b"")), folder)
+        import_results(_archive(tmp_path / "x.tar.gz", (link, b"")), folder)
 
 
 def test_an_archive_with_two_samples_or_too_much_is_refused(measured, tmp_path, monkeypatch):
     folder, samples = measured
     two = _archive(tmp_path / "x.tar.gz", (_member("samples.jsonl"), samples), (_member("a/samples.jsonl"), samples))
     with pytest.raises(ConfigError, match=r"must have one samples\.jsonl, got 2"):
-        read_results(two, folder)
+        import_results(two, folder)
     big = _archive(tmp_path / "y.tar.gz", (_member("samples.jsonl"), samples), (_member("zeros"), bytes(10**6)))
     assert big.stat().st_size < 10_000
-    assert read_results(big, folder).timings["a"].median_ms == 1.0
+    assert import_results(big, folder).timings["a"].median_ms == 1.0
     monkeypatch.setattr(bundle, "LARGEST_ARCHIVE_BYTES", 10**6)
     with pytest.raises(ConfigError, match="must have at most 1000000 bytes unpacked, got more"):
-        read_results(big, folder)
+        import_results(big, folder)
     monkeypatch.setattr(bundle, "LARGEST_SAMPLES_BYTES", 100)
     (tmp_path / "plain.jsonl").write_bytes(samples)
     for file in (tmp_path / "plain.jsonl", _archive(tmp_path / "z.tar.gz", (_member("samples.jsonl"), samples))):
         with pytest.raises(ConfigError, match="must have at most 100 bytes, got"):
-            read_results(file, folder)
+            import_results(file, folder)
 
 
 def test_an_archive_of_too_many_files_is_refused(measured, tmp_path, monkeypatch):
@@ -138,7 +139,7 @@ def test_an_archive_of_too_many_files_is_refused(measured, tmp_path, monkeypatch
     monkeypatch.setattr(bundle, "MOST_FILES", 3)
     members = [(_member(f"file{number}"), b"") for number in range(3)]
     with pytest.raises(ConfigError, match="must have at most 3 files, got more"):
-        read_results(_archive(tmp_path / "x.tar.gz", *members, (_member("samples.jsonl"), samples)), folder)
+        import_results(_archive(tmp_path / "x.tar.gz", *members, (_member("samples.jsonl"), samples)), folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8bnot gzip", b"PK\x03\x04 a zip"])
@@ -146,7 +147,7 @@ def test_what_is_neither_samples_nor_an_archive_is_refused(measured, tmp_path, c
     folder, _ = measured
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ConfigError, match="file"):
-        read_results(tmp_path / "file", folder)
+        import_results(tmp_path / "file", folder)
 
 
 def test_a_torn_archive_and_a_missing_file_are_refused(measured, tmp_path):
@@ -155,4 +156,4 @@ def test_a_torn_archive_and_a_missing_file_are_refused(measured, tmp_path):
     (tmp_path / "torn.tar.gz").write_bytes(whole[: len(whole) // 2])
     for name in ("torn.tar.gz", "nothing"):
         with pytest.raises(ConfigError, match=f"{name}: a samples.jsonl or an archive with it is needed"):
-            read_results(tmp_path / name, folder)
+            import_results(tmp_path / name, folder)

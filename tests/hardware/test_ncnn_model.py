@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hardware.graph import GraphBuilder, with_weights
-from hardware.kernels import Kernel, fuse
-from hardware.ncnn_model import FUSION_RULES, graph_param, kernel_param, to_ncnn
+from hardware.kernels import fuse
+from hardware.ncnn_model import FUSION_RULES, graph_param, to_ncnn
 from hardware.ops import (
     ACTIVATIONS,
     Activation,
@@ -178,17 +178,6 @@ def test_a_pool_of_as_many_channels_as_columns_gates_channels(tmp_path):
     graph.add("gated", Mul(), graph.input, pooled(graph, graph.input))
     found, expected = computed(graph.build(), tmp_path)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_a_kernel_alone_enters_as_it_would_in_a_network():
-    squeezed = Kernel((Conv(4, (1, 1)), Activation("relu")), ((8, 1, 1),), (4, 1, 1))
-    assert kinds(kernel_param(squeezed)) == ["Input", "InnerProduct"]
-    assert lines(kernel_param(squeezed))[0][4:] == ["in0", "0=8"]
-    shrunk = Kernel((Conv(4, (3, 3), 1, (1, 1)),), ((8, 1, 1),), (4, 1, 1))
-    assert lines(kernel_param(shrunk))[0][4:] == ["in0", "0=1", "1=1", "2=8"]
-    gate = Kernel((Mul(),), ((8, 5, 6), (8, 1, 1)), (8, 5, 6))
-    assert [line[4:] for line in lines(kernel_param(gate))[:2]] == [["in0", "0=6", "1=5", "2=8"], ["in1", "0=8"]]
-    assert kinds(kernel_param(gate)) == ["Input", "Input", "BinaryOp"]
 
 
 def test_more_than_four_axes_are_refused():

@@ -11,7 +11,7 @@ from hardware.job_folder import load_jobs
 from hardware.job_results import JobResults, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
-from hardware.profiling import Bench, Profile, Subject, by_importance, make_table, prepare
+from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import (
@@ -62,7 +62,7 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
         spec = member(space, random_choice(rng), TASKS[index % len(TASKS)])
         subjects.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
     every = list(subjects.values())
-    return Profile(by_importance(every[checks:], rules), every[:checks], rules)
+    return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)
 
 
 def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:

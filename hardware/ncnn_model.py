@@ -315,17 +315,8 @@ def to_ncnn(model: DeployModel) -> NcnnModel:
     return NcnnModel(_text(layers), b"".join(map(_stored, layers)))
 
 
-def graph_param(graph: DeployGraph) -> str:
-    """The .param of a graph alone, which ncnn can time with weights of zeros (`DataReaderFromEmpty`, benchncnn).
-
-    Raises:
-        ValueError: a value in it has more than four axes.
-    """
-    return _text(_graph_layers(graph, {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}))
-
-
 def network_param(graph: DeployGraph) -> str:
-    """The .param of a network, to be timed with weights of zeros; as `to_ncnn` writes it with weights.
+    """The .param of a network alone, which ncnn can time with weights of zeros (`DataReaderFromEmpty`, benchncnn).
 
     Raises:
         ValueError: a value in it has more than four axes.

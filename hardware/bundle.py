@@ -32,7 +32,7 @@ This folder measures how long {jobs} models take on this board with {runtime}.
 
        python3 board.py jobs
 
-   It takes at least {minutes} minutes. It may be interrupted by Ctrl-C; the same command goes on from there.
+   Allow {minutes} min or more. It may be interrupted by Ctrl-C; the same command goes on from there.
 
 3. Send back the file jobs/samples.jsonl, or all of it:
 

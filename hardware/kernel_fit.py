@@ -27,6 +27,11 @@ FLOOR_MS = 5e-4
 # Vector units work on so many channels at a time; what is left over costs as much as a whole one.
 CHANNEL_BLOCK = 16
 
+# So many length scales apart the times of two kernels say less than half of each other.
+FAR = 1.0
+# A kernel larger or smaller than every measured one by more than this factor, as a logarithm, is beyond them.
+BEYOND = math.log(1.5)
+
 _CONV = re.compile(
     r"conv\((?P<c>\d+)x(?P<h>\d+)x(?P<w>\d+)(?P<sides>(?:,[\dx]+)*)>(?P<out>\d+) k(?P<kh>\d+)x(?P<kw>\d+) s(?P<s>\d+)"
     r" p\d+x\d+(?: d(?P<d>\d+))? g(?P<g>\d+)\)(?P<rest>.*)"
@@ -87,10 +92,10 @@ class FamilyFit:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A time in ms, and how far away the nearest measured kernel is, in units over which times keep their likeness."""
+    """A time in ms, and whether there are measured kernels of its like all around it."""
 
     value_ms: float
-    distance: float
+    is_near: bool
 
 
 class KernelFit:
@@ -121,8 +126,11 @@ class KernelFit:
             return None
         at = (np.array([found.position]) - fit.mean) / fit.spread
         logarithm = float(fit.process.predict(at)[0])
-        distance = float(np.min(np.linalg.norm((fit.process.X_train_ - at) / fit.lengths, axis=1)))
-        return Estimate(max(math.exp(logarithm) - FLOOR_MS, FLOOR_MS / 10), distance)
+        known = fit.process.X_train_
+        distance = float(np.min(np.linalg.norm((known - at) / fit.lengths, axis=1)))
+        beyond = np.maximum(at - known.max(axis=0), known.min(axis=0) - at) * fit.spread
+        is_near = distance < FAR and float(beyond.max()) < BEYOND
+        return Estimate(max(math.exp(logarithm) - FLOOR_MS, FLOOR_MS / 10), is_near)
 
 
 def _fit(members: Sequence[tuple[Vector, float]], theta: Sequence[float] | None) -> FamilyFit:

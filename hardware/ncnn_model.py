@@ -315,14 +315,13 @@ def to_ncnn(model: DeployModel) -> NcnnModel:
     return NcnnModel(_text(layers), b"".join(map(_stored, layers)))
 
 
-def network_param(graph: DeployGraph) -> str:
-    """The .param of a network alone, which ncnn can time with weights of zeros (`DataReaderFromEmpty`, benchncnn).
+def graph_param(graph: DeployGraph) -> str:
+    """The .param of a graph alone, which ncnn can time with weights of zeros (`DataReaderFromEmpty`, benchncnn).
 
     Raises:
         ValueError: a value in it has more than four axes.
     """
-    weights = {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}
-    return _text(_graph_layers(graph, weights))
+    return _text(_graph_layers(graph, {name: _zeros(shape) for name, shape in graph.weight_shapes().items()}))
 
 
 def _zeros(shape: Shape) -> FloatArray:

@@ -32,8 +32,6 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 # How far a prediction may lie from the network while none was measured whole: assumed, as wide as the margin that
 # calibrated targets keep outside their range.
 UNCHECKED_RATIOS = (0.8, 1.25)
-# From here on the times of two kernels say less than half of each other.
-FAR = 1.0
 
 _COLUMNS = ("key", "median_ms", "spread_ms", "networks")
 _LONGEST_MS = 60_000.0
@@ -240,9 +238,8 @@ class ProfiledModel:
         estimate = self._interpolate(key)
         if estimate is None:
             raise UnmeasuredKernel((key,), self.table)
-        tier = Tier.calibrated if estimate.distance < FAR else Tier.extrapolated
-        near = "near one" if estimate.distance < FAR else "far from any"
-        why = f"fitted to measured kernels of its family, {near} of them"
+        tier = Tier.calibrated if estimate.is_near else Tier.extrapolated
+        why = f"fitted to measured kernels of its family, {'among' if estimate.is_near else 'far from'} them"
         return KernelLatency(estimate.value_ms, tier, why)
 
     def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:

@@ -49,7 +49,7 @@ ENDS: Mapping[str, tuple[str, str]] = {
 # Moving a value counts as so many multiply-adds where kernels are weighed before anything was measured.
 MACS_PER_MOVED_VALUE = 8
 
-PROTOCOL = JobProtocol(warmup_s=0.02, min_runs=10, min_s=0.06, max_s=3.0, trace_runs=14, sentinel_every=20)
+PROTOCOL = JobProtocol(warmup_s=0.02, min_runs=10, min_s=0.06, max_s=3.0, trace_runs=14, sentinel_every=8)
 
 
 @dataclass(frozen=True, slots=True)

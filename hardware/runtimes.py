@@ -54,7 +54,7 @@ def _write_onnx_timed(graphs: Sequence[tuple[DeployGraph, Path]]) -> Iterator[Pa
 def _write_ncnn_timed(graphs: Sequence[tuple[DeployGraph, Path]]) -> Iterator[Path | Failed]:
     for graph, path in graphs:
         try:
-            param = ncnn_model.network_param(graph)
+            param = ncnn_model.graph_param(graph)
         except ValueError as error:
             yield Failed(str(error))
             continue

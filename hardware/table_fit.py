@@ -30,6 +30,12 @@ MEGABYTE = 2**20
 WEIGHT_KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 # Kernels with fewer weights say nothing of where those come from.
 FEWEST_WEIGHTS_MB = 0.02
+# A network is held for disturbed whose parts and whole differ by more than so many times what is usual, and by more
+# than this share.
+DISTURBED_SPREADS = 4.0
+DISTURBED_SHARE = 0.03
+# How strongly the steps are held to nothing, in sightings' worth of evidence.
+HOLD_STEPS = 30.0
 # How strongly the factors of families are held to 1, in networks' worth of evidence.
 HOLD_FAMILIES = 3.0
 
@@ -97,7 +103,8 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     """
     if len(traces) < 2:
         raise ValueError(f"at least two networks must be traced, got {len(traces)}")
-    start_ms, watching_ms = _start_and_watching(traces)
+    start_ms, watching_ms, is_steady = _start_and_watching(traces)
+    traces = [trace for trace, steady in zip(traces, is_steady, strict=True) if steady]
     seen: dict[str, list[_Sighting]] = defaultdict(list)
     for trace in traces:
         weights_mb = trace.weight_bytes / MEGABYTE
@@ -135,8 +142,12 @@ def _steps(weights_mb: float) -> npt.NDArray[np.floating]:
     return np.clip((weights_mb - knots[:-1]) / np.diff(knots), 0.0, 1.0)
 
 
-def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float]:
-    """What a run costs beyond its launches, and what the runtime's clock adds to each of them, in ms."""
+def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, npt.NDArray[np.bool_]]:
+    """What a run costs beyond its launches, and what the runtime's clock adds to each of them, in ms.
+
+    Also which networks were left alone meanwhile: where the sum of the kernels and the whole do not fit each other,
+    something else took time from the one or the other, and nothing is learnt from either.
+    """
     traced = np.array([sum(kernel.traced_ms for kernel in trace.kernels) for trace in traces])
     launches = np.array([sum(kernel.launches for kernel in trace.kernels) for trace in traces])
     whole = np.array([trace.whole_ms for trace in traces])
@@ -147,14 +158,13 @@ def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float]:
         matrix = np.column_stack([launches, -np.ones(len(traces))])[kept] / whole[kept, None]
         watching, start = nonnegative_least_squares(matrix, ((traced - whole) / whole)[kept])
         rest = np.abs((traced - watching * launches + start) / whole - 1)
-        # A network that something disturbed would turn the line.
-        kept = rest <= max(3 * float(np.median(rest)), 0.02)
-    return float(start), float(watching)
+        kept = rest <= max(DISTURBED_SPREADS * float(np.median(rest)), DISTURBED_SHARE)
+    return float(start), float(watching), kept
 
 
 def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
     """Ms per megabyte that weights cost more at each knot, from kernels seen in small and in large networks."""
-    rows, goals = [np.zeros((1, len(WEIGHT_KNOTS_MB) - 1))], [np.zeros(1)]
+    rows, goals = [], []
     for sightings in seen.values():
         own_mb = sightings[0].own_mb
         if len(sightings) < 3 or own_mb < FEWEST_WEIGHTS_MB:
@@ -164,8 +174,19 @@ def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
         # Within one kernel, whatever that takes; noise grows with the root of the time.
         weight = 1 / np.sqrt(times.mean())
         rows.append((steps - steps.mean(axis=0)) * weight)
-        goals.append((times - times.mean()) * weight)
-    return nonnegative_least_squares(np.vstack(rows), np.concatenate(goals))
+        goals.append((times - np.median(times)) * weight)
+    if not rows:
+        return np.zeros(len(WEIGHT_KNOTS_MB) - 1)
+    count = len(WEIGHT_KNOTS_MB) - 1
+    # A step that few networks stand on is held to nothing.
+    hold = np.eye(count) * HOLD_STEPS**0.5 * np.sqrt(np.mean(np.vstack(rows) ** 2, axis=0).max())
+    matrix, goal = np.vstack([*rows, hold]), np.concatenate([*goals, np.zeros(count)])
+    kept = np.ones(len(goal), bool)
+    for _ in range(3):
+        found = nonnegative_least_squares(matrix[kept], goal[kept])
+        rest = np.abs(goal - matrix @ found)
+        kept = rest <= DISTURBED_SPREADS * float(np.median(rest))
+    return found
 
 
 def _families(

@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report_error(error: Exception) -> int:
     from evaluators.image_files import DataError
     from hardware.strict_yaml import ConfigError
+    from hardware.transports import TransportError
     from nas.quantities import QuantityError
     from nas.study import InfeasibleBudget
     from searchspace.spec import SpecError
@@ -69,7 +70,7 @@ def _report_error(error: Exception) -> int:
         (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
-    if code == BROKE:
+    if code == BROKE and not isinstance(error, TransportError):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)
@@ -117,6 +118,20 @@ def _build_parser() -> _Parser:
     measure.add_argument("spec", help="a spec file, STUDY:TRIAL, a published network or MODEL.onnx")
     _add_target(measure)
     _add_common(measure)
+
+    profile = add("profile", _profile, "make or extend the latency table of this machine, or of a board of your own")
+    profile.add_argument("--target", required=True, help="host, or a name of your own for your board")
+    profile.add_argument("--space", default="edge-small", help="whose kernels to measure")
+    profile.add_argument("--threads", type=int, default=1, metavar="N", help="threads on the device")
+    profile.add_argument("--runtime", metavar="R", help="onnxruntime, ncnn or mnn")
+    profile.add_argument("--time", default="5m", help="how long to measure, such as 5m")
+    way = profile.add_mutually_exclusive_group()
+    way.add_argument("--ssh", metavar="USER@HOST", help="measure there, by ssh")
+    way.add_argument("--adb", metavar="SERIAL", help="measure on this Android device, by adb")
+    way.add_argument("--bundle", type=Path, metavar="FILE", help="write an archive to carry to the board by hand")
+    way.add_argument("--import", type=Path, metavar="FILE", dest="brought", help="take in what came back of a bundle")
+    profile.add_argument("--adb-python", default="python3", metavar="PATH", help="Python on the Android device")
+    _add_common(profile)
 
     targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")
     targets.add_argument("target", nargs="?", help="one of them in full")
@@ -203,6 +218,15 @@ def _measure(options: argparse.Namespace) -> int:
     from nas.commands import measure
 
     return measure(options.spec, options.target, options.threads, options.runtime, _view(options))
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from nas.profile_command import Way, profile
+
+    way = Way(options.ssh, options.adb, options.adb_python, options.bundle, options.brought)
+    return profile(
+        options.target, options.space, options.runtime, options.threads, options.time, way=way, view=_view(options)
+    )
 
 
 def _targets(options: argparse.Namespace) -> int:

@@ -44,10 +44,10 @@ class Extractor:
     def extract(self, name):
         global now_s
         plan = self.plan
-        if "touch" in plan:
-            pathlib.Path(plan["touch"]).touch()
-        while "wait_for" in plan and not pathlib.Path(plan["wait_for"]).exists():
-            time.sleep(0.005)
+        hang = plan.get("hang_once")
+        if hang and not pathlib.Path(hang).exists():
+            pathlib.Path(hang).touch()
+            signal.pause()
         crash = plan.get("crash")
         if crash == "always" or crash and not pathlib.Path(crash).exists():
             if crash != "always":

@@ -336,7 +336,7 @@ def test_the_process_stays_on_the_cores_that_are_asked_for(fake_ncnn, make_folde
 
 
 def test_an_interrupted_job_counts_as_no_crash_and_the_folder_is_held_while_it_runs(fake_ncnn, make_folder, tmp_path):
-    plans = {"a": {"ms": [1.0]}, "b": {"ms": [2.0], "wait_for": str(tmp_path / "go"), "touch": str(tmp_path / "there")}}
+    plans = {"a": {"ms": [1.0]}, "b": {"ms": [2.0], "hang_once": str(tmp_path / "hung")}}
     folder = make_folder(plans, sentinel="a")
     process = subprocess.Popen([sys.executable, str(SOURCE), "--stream", str(folder)], stdout=subprocess.PIPE)
     for line in process.stdout:
@@ -350,7 +350,7 @@ def test_an_interrupted_job_counts_as_no_crash_and_the_folder_is_held_while_it_r
     assert process.wait() == board.INTERRUPTED
     process.stdout.close()
     assert json.loads(rest) == {"interrupted": "b"}
-    (tmp_path / "go").touch()
+    (tmp_path / "hung").touch()
     assert _run(folder).returncode == 0
     assert _results(folder)["b"]["samples_ms"] == [2.0] * 3
 

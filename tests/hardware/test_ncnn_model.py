@@ -8,7 +8,7 @@ import torch
 
 from hardware.graph import GraphBuilder, with_weights
 from hardware.kernels import fuse
-from hardware.ncnn_model import FUSION_RULES, network_param, to_ncnn
+from hardware.ncnn_model import FUSION_RULES, graph_param, to_ncnn
 from hardware.ops import (
     ACTIVATIONS,
     Activation,
@@ -56,7 +56,7 @@ def test_a_small_network_is_the_text_that_ncnn_documents():
     x = graph.add("pool", GlobalPool(), x)
     x = graph.add("logits", Conv(10, (1, 1)), x)
     graph.add("flat", Flatten(), x)
-    assert network_param(graph.build()) == (
+    assert graph_param(graph.build()) == (
         "7767517\n"
         "6 6\n"
         "Input in0 0 1 in0 0=8 1=8 2=3\n"
@@ -89,14 +89,14 @@ def test_what_runs_inside_a_convolution_is_what_the_fusion_rules_say():
             graph = GraphBuilder(SHAPE)
             graph.add("activation", Activation(kind), graph.add("conv", op, graph.input))
             built = graph.build()
-            assert len(kinds(network_param(built))) == 1 + len(fuse(built, FUSION_RULES)), (op, kind)
+            assert len(kinds(graph_param(built))) == 1 + len(fuse(built, FUSION_RULES)), (op, kind)
 
 
 def test_a_value_that_others_read_too_is_not_hidden_inside_a_convolution(tmp_path):
     graph = GraphBuilder(SHAPE)
     x = graph.add("conv", Conv(8, (3, 3), 1, (1, 1)), graph.input)
     graph.add("sum", Add(), x, graph.add("relu", Activation("relu"), x))
-    assert kinds(network_param(graph.build())) == ["Input", "Convolution", "Split", "ReLU", "BinaryOp"]
+    assert kinds(graph_param(graph.build())) == ["Input", "Convolution", "Split", "ReLU", "BinaryOp"]
     found, expected = computed(graph.build(), tmp_path)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_a_second_activation_stays_outside():
     graph = GraphBuilder(SHAPE)
     x = graph.add("relu", Activation("relu"), graph.add("conv", Conv(8, (1, 1)), graph.input))
     graph.add("gate", Activation("sigmoid"), x)
-    assert kinds(network_param(graph.build())) == ["Input", "Convolution", "Sigmoid"]
+    assert kinds(graph_param(graph.build())) == ["Input", "Convolution", "Sigmoid"]
 
 
 @pytest.mark.parametrize("op", [Add(), Mul()])
@@ -169,7 +169,7 @@ def test_what_a_global_pool_leaves_can_go_anywhere(what, tmp_path):
 def test_no_reshape_is_spent_on_what_is_a_map_already():
     graph = GraphBuilder(SHAPE)
     AFTER_A_POOL["a sum that goes on as a map"](graph, pooled(graph, graph.input))
-    assert "Reshape" not in kinds(network_param(graph.build()))
+    assert "Reshape" not in kinds(graph_param(graph.build()))
 
 
 def test_a_pool_of_as_many_channels_as_columns_gates_channels(tmp_path):
@@ -184,4 +184,4 @@ def test_more_than_four_axes_are_refused():
     graph = GraphBuilder((2, 3, 4))
     graph.add("far", Reshape((1, 1, 2, 3, 4)), graph.input)
     with pytest.raises(ValueError, match=r"1 to 4 axes, got \(1, 1, 2, 3, 4\)"):
-        network_param(graph.build())
+        graph_param(graph.build())

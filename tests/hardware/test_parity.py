@@ -5,7 +5,7 @@ import pytest
 
 from hardware.graph import GraphBuilder, with_weights
 from hardware.isolated import Failed
-from hardware.ncnn_model import network_param, to_ncnn
+from hardware.ncnn_model import graph_param, to_ncnn
 from hardware.ops import Conv, Reshape
 from hardware.parity import Parity, check_models, difference, run_files
 from hardware.runtimes import RUNTIMES
@@ -79,7 +79,7 @@ def test_half_an_ncnn_model_is_a_failure(suffix, tmp_path):
 
 def test_a_model_without_its_weights_is_timed_and_not_run(tmp_path):
     path = tmp_path / "model.param"
-    path.write_text(network_param(doubled((2, 3, 3), False).graph))
+    path.write_text(graph_param(doubled((2, 3, 3), False).graph))
     RUNTIMES["ncnn"].open_timed(path, threads=1)()
     (answer,) = run_files("ncnn", [(path, np.ones((1, 2, 3, 3)))])
     assert isinstance(answer, Failed)

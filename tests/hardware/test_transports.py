@@ -6,16 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from hardware import board
+from hardware import board, transports
 from hardware.job_results import load_results
 from hardware.strict_yaml import ConfigError
-from hardware.transports import Local, Progress, Ssh, TransportError
+from hardware.transports import Local, Progress, Ssh, TransportError, follow
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_sshd = pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="OpenSSH is not installed")
@@ -117,6 +119,25 @@ def test_a_runtime_that_is_missing_here_is_the_users_to_install(fake_ncnn, make_
         Local().measure(make_folder({"a": {"ms": [1.0]}}), ignore)
 
 
+def test_a_line_that_was_torn_off_is_no_record(tmp_path):
+    heard: list[str] = []
+    assert follow(["printf", "one\\r\\ntwo\\nthr"], heard.append) == (0, "")
+    assert heard == ["one", "two"]
+
+
+def test_what_an_older_process_still_writes_does_not_get_into_a_new_copy(tmp_path):
+    old = tmp_path / "board/jobs/samples.jsonl"
+    old.parent.mkdir(parents=True)
+    with old.open("a") as older_process:
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            (tmp_path / "new").write_text("new\n")
+            archive.add(tmp_path / "new", "jobs/samples.jsonl")
+        unpack = [sys.executable, "-c", transports._UNPACK, str(tmp_path / "board")]
+        subprocess.run(unpack, input=(tmp_path / "x.tar").read_bytes(), check=True)
+        older_process.write("from the older process\n")
+    assert old.read_text() == "new\n"
+
+
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch /tmp/x", "", "a b", "a;b", "$(b)", "user@-h x", "a\nb"])
 def test_a_host_that_ssh_or_a_shell_could_misread_is_refused(host):
     with pytest.raises(ConfigError, match="an ssh host must be"):
@@ -150,13 +171,15 @@ def test_a_board_measures_over_ssh_and_is_left_clean(server, fake_ncnn, make_fol
 
 @needs_sshd
 def test_a_connection_that_dies_keeps_what_came_and_is_taken_up_again(server, fake_ncnn, make_folder, tmp_path):
-    go, there = tmp_path / "go", tmp_path / "there"
     plans = {name: {"ms": [float(number)]} for number, name in enumerate("abcdef", 1)}
-    plans["d"] |= {"wait_for": str(go), "touch": str(there)}
+    hung = tmp_path / "hung"
+    plans["d"] |= {"hang_once": str(hung)}
     folder = make_folder(plans, sentinel="a")
 
     def drop_in_the_middle(progress: Progress) -> None:
         if progress.job == "c":
+            while not hung.exists():
+                time.sleep(0.005)
             server.drop_connections()
 
     with pytest.raises(TransportError, match=r"the connection was lost, 3 of 6 jobs are kept in .*; run it again"):
@@ -168,7 +191,6 @@ def test_a_connection_that_dies_keeps_what_came_and_is_taken_up_again(server, fa
     (remains,) = (server.home / ".cache/edge-nas").iterdir()
     orphan = int((remains / "jobs" / board.LOCK).read_text())
     os.kill(orphan, 0)
-    go.touch()
     told: list[Progress] = []
     server.ssh().measure(folder, told.append)
     assert [each.job for each in told] == ["d", "e", "f"]

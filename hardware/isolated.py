@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,9 +28,11 @@ class Failed:
 
 
 def run_isolated(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], *, timeout_s: float
+    function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, timeout_s: float
 ) -> Iterator[Any | Failed]:
     """What `function` returns for the arguments of each call, in order, or why it returns nothing.
+
+    The next call is taken when the answer to the one before has been taken.
 
     One process works through all of them, and another goes on after a call that crashed, or hung for longer than
     timeout_s. The function is one of a module, arguments and results are what pickle takes. Starting a process takes

@@ -26,8 +26,8 @@ from hardware.strict_yaml import ConfigError
 _SMALLER_WINOGRAD_TILES = (3, 1)
 
 
-def convert(onnx_file: Path, mnn_file: Path) -> None:
-    """Writes an ONNX model of fixed shapes as MNN reads it, fp32.
+def convert(onnx_file: Path, mnn_file: Path) -> Path:
+    """Writes an ONNX model of fixed shapes as MNN reads it, fp32, and says where.
 
     Raises:
         ConfigError: MNN cannot convert it.
@@ -41,6 +41,7 @@ def convert(onnx_file: Path, mnn_file: Path) -> None:
     # It says of some models that it converted them and writes none.
     if not succeeded or not mnn_file.is_file():
         raise ConfigError(f"{onnx_file}: MNN cannot convert it ({' '.join(printed)})")
+    return mnn_file
 
 
 def run(mnn_file: Path, images: FloatArray) -> FloatArray:

@@ -39,6 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    # Modules of the user's own are found where he works, behind everything that is installed.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     parser = _build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -111,11 +114,13 @@ def _build_parser() -> _Parser:
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
     predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
+    _add_import(predict)
     _add_common(predict)
 
     measure = add("measure", _measure, "measured latency on this machine: median, spread, runs")
     measure.add_argument("spec", help="a spec file, STUDY:TRIAL, a published network or MODEL.onnx")
     _add_target(measure)
+    _add_import(measure)
     _add_common(measure)
 
     targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")
@@ -138,7 +143,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("budget", str, "the most a network may take, such as 5ms"),
     ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
     ("data-limit", int, "use at most so many training images"),
-    ("space", str, "which networks may be proposed"),
+    ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
     ("sampler", str, "nsga2, nsga3, tpe or random"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
@@ -162,6 +167,10 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="the device, see `nas targets`")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads on the device")
     parser.add_argument("--runtime", metavar="R", help="the device's runtime")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--import", dest="module", metavar="MODULE", help="a module with block families of your own")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -196,13 +205,26 @@ def _show(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from nas.commands import predict
 
+    _import_families(options.module)
     return predict(options.spec, options.target, options.threads, options.runtime, _view(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
     from nas.commands import measure
 
+    _import_families(options.module)
     return measure(options.spec, options.target, options.threads, options.runtime, _view(options))
+
+
+def _import_families(module: str | None) -> None:
+    from searchspace.registry import load_families
+    from searchspace.spec import SpecError
+
+    if module is not None:
+        try:
+            load_families(module)
+        except ValueError as error:
+            raise SpecError(f"import: {error}") from error
 
 
 def _targets(options: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
 """Parts that several families share, on their own."""
 
+import importlib.util
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from searchspace.coverage import Layout, Rectangle, generate_layout
+from searchspace.coverage import Layout, Rectangle, generate_layout, parse_layout
 from searchspace.layers import BranchedConv, ChannelLayerNorm, DropPath, SqueezeExcite, layout_rectangles
 
 
@@ -207,6 +209,38 @@ def test_training_gives_the_outputs_and_gradients_of_the_plain_formulation(size,
     theirs = torch.autograd.grad(expected, inputs, towards)
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).abs().max() < 1e-11 * max(1, float(other.abs().max()))
+
+
+def formulations():
+    path = Path(__file__).parents[2] / "studies/pbconv_train_step/formulations.py"
+    spec = importlib.util.spec_from_file_location("formulations", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FORMULATIONS
+
+
+FORMULATIONS = formulations()
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("stride", "size"), [(1, (2, 3)), (1, (6, 5)), (2, (5, 8))])
+@pytest.mark.parametrize("layout", ["K3:0.0.1.3-0.1.3.1-1.0.1.3-2.0.1.3", "K3:0.0.2.1-0.1.2.1-0.1.3.2-2.0.1.1"])
+def test_what_the_study_times_computes_the_plain_formulation(name, stride, size, layout):
+    host = nn.Conv2d(3, 4, 3, stride=stride, padding=1, bias=False)
+    branched = BranchedConv(host, rectangles=parse_layout(layout).rectangles).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in branched.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(3, 3, *size, dtype=torch.float64, generator=generator, requires_grad=True)
+    found, expected = FORMULATIONS[name](branched, x), plain_formulation(branched, x)
+    assert (found - expected).abs().max() < 1e-12
+    towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    inputs = [x, *branched.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, towards), torch.autograd.grad(expected, inputs, towards), strict=True
+    ):
+        assert (one - other).abs().max() < 1e-11
 
 
 def test_rows_that_only_see_padding_are_not_computed():

@@ -115,13 +115,13 @@ def _build_parser() -> _Parser:
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
     predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
-    _add_import(predict)
+    _add_families(predict)
     _add_common(predict)
 
     measure = add("measure", _measure, "measured latency on this machine: median, spread, runs")
     measure.add_argument("spec", help="a spec file, STUDY:TRIAL, a published network or MODEL.onnx")
     _add_target(measure)
-    _add_import(measure)
+    _add_families(measure)
     _add_common(measure)
 
     profile = add("profile", _profile, "make or extend the latency table of this machine, or of a board of your own")
@@ -184,8 +184,8 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", metavar="R", help="the device's runtime")
 
 
-def _add_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--import", dest="module", metavar="MODULE", help="a module with block families of your own")
+def _add_families(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--families", dest="module", metavar="MODULE", help="a module with block families of your own")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

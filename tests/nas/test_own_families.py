@@ -163,9 +163,9 @@ def test_a_spec_file_with_a_block_of_ones_own_needs_the_module(own_folder, capsy
     run_here(own_folder, "-c", code)
     assert main(["predict", "spec.yaml", "--target", "rk3288"]) == WRONG_INPUT
     assert "unknown block family 'squeeze'" in capsys.readouterr().err
-    assert main(["predict", "spec.yaml", "--target", "rk3288", "--import", "my_blocs"]) == WRONG_INPUT
+    assert main(["predict", "spec.yaml", "--target", "rk3288", "--families", "my_blocs"]) == WRONG_INPUT
     assert "import: there is no module 'my_blocs'" in capsys.readouterr().err
-    assert main(["predict", "spec.yaml", "--target", "rk3288", "--import", "my_blocks", "--json"]) == DONE
+    assert main(["predict", "spec.yaml", "--target", "rk3288", "--families", "my_blocks", "--json"]) == DONE
 
 
 def run_here(folder, *words):

@@ -66,6 +66,7 @@ def _report_error(error: Exception) -> int:
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
     from nas.quantities import QuantityError
+    from nas.storage import StorageLost
     from nas.study import InfeasibleBudget
     from searchspace.spec import SpecError
 
@@ -73,7 +74,7 @@ def _report_error(error: Exception) -> int:
         (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
-    if code == BROKE and not isinstance(error, TransportError):
+    if code == BROKE and not isinstance(error, TransportError | StorageLost):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)

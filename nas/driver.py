@@ -24,7 +24,7 @@ from nas.report import write_report
 from nas.results import Key
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
-from nas.storage import driver_lock, open_storage
+from nas.storage import check_free, driver_lock
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
@@ -76,7 +76,7 @@ def begin(settings: StudySettings, folder: Path, observer: Observer) -> Problem:
         return reopened(settings.model_copy(update={"trials": max(settings.trials, record.trials)}), folder)
     problem = _with_table(resolve(settings), observer)
     if settings.storage is not None:
-        open_storage(folder, settings.storage)
+        check_free(folder, settings.study, settings.storage)
     check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     model = problem.target.latency_model
@@ -160,7 +160,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)
         with _timed(seconds, "search"):
-            search = Search(problem, folder, executor)
+            search = Search(problem, folder, executor, record.owner)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
         with _timed(seconds, "finalists"):

@@ -1,5 +1,6 @@
 """Everything that a study was asked to do: one model for the command line, the study file and a resumed run."""
 
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -99,6 +100,12 @@ class StudyFile(StudySettings):
     target_sha256: str
     data_fingerprint: str
     versions: dict[str, str]
+
+    @property
+    def owner(self) -> str:
+        """What tells this study from others of the same name, made by someone else or at another time."""
+        identity = (self.study, self.created, self.target, self.data_fingerprint, self.seed)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def settings(self) -> StudySettings:
         """The settings alone."""

@@ -28,7 +28,7 @@ from nas.problem import Problem
 from nas.proposals import Proposal, Proposer, SpaceExhausted
 from nas.results import Key, ResultStore
 from nas.sampling import Sampling
-from nas.storage import open_study
+from nas.storage import open_study, remember
 from searchspace.cheapest import Cheapest, cheapest_member
 from searchspace.choosers import Gene
 from searchspace.registry import BlockSpec
@@ -149,11 +149,12 @@ class _Pending:
 class Search:
     """A search in its folder; `run` goes on from wherever the folder says it is."""
 
-    def __init__(self, problem: Problem, folder: Path, executor: Executor) -> None:
+    def __init__(self, problem: Problem, folder: Path, executor: Executor, owner: str | None = None) -> None:
+        """`owner` tells the study from others of its name in a shared storage; None does not look."""
         self._problem = problem
         self._executor = executor
         self._results = ResultStore(folder / RESULTS)
-        self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
+        self._durable = open_study(folder, problem.settings.study, problem.settings.storage, owner)
         self._kept = self._durable.get_trials(deepcopy=False)
         self._sampling = Sampling(problem.settings.sampler, problem.settings.seed, gene_options(problem.space))
         self._proposer = Proposer(problem, self._sampling, fastest={})
@@ -255,7 +256,7 @@ class Search:
                     "data, the latency table or a library has changed since; start a new study with --study NAME"
                 )
         else:
-            self._durable.add_trial(trial)
+            remember(self._durable, trial, number)
         return number
 
     def _progress(self) -> Progress:

@@ -160,7 +160,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
     ("data-limit", int, "use at most so many training images"),
     ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
-    ("sampler", str, "nsga2, nsga3, tpe or random"),
+    ("sampler", str, "nsga2, nsga3, tpe, random, evolution or surrogate"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
     ("time", str, "stop searching after so long, such as 10m"),

@@ -52,7 +52,7 @@ class StudySettings(BaseModel):
     data_limit: Positive | None = None
     space: str = "edge-small"
     genes: dict[str, GeneValues] = {}
-    sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
+    sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "nsga2"
     score: str = "dispersion"
     trials: Positive = 40
     time: DurationText | None = None

@@ -23,6 +23,7 @@ from hardware.latency_table import Tier
 from hardware.ops import Shape
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
+from nas.ground import Ground
 from nas.jobs import early_job
 from nas.problem import Problem
 from nas.proposals import Proposal, Proposer, SpaceExhausted
@@ -156,8 +157,10 @@ class Search:
         self._results = ResultStore(folder / RESULTS)
         self._durable = open_study(folder, problem.settings.study, problem.settings.storage, owner)
         self._kept = self._durable.get_trials(deepcopy=False)
-        self._sampling = Sampling(problem.settings.sampler, problem.settings.seed, gene_options(problem.space))
-        self._proposer = Proposer(problem, self._sampling, fastest={})
+        self._ground = Ground(problem, fastest={})
+        settings = problem.settings
+        self._sampling = Sampling(settings.sampler, settings.seed, gene_options(problem.space), self._ground)
+        self._proposer = Proposer(problem, self._sampling, self._ground)
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()
         self._out: dict[int, _Pending] = {}
@@ -176,7 +179,7 @@ class Search:
         """
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
-        self._proposer.fastest = fastest
+        self._ground.fastest = fastest
         self._sampling.enqueue(fastest)
         asked, ended = 0, "all trials done"
         while True:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.board import SAMPLES
@@ -27,7 +27,7 @@ from hardware.transports import OnProgress, Transport
 from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
-from searchspace.spaces import SPACES, space_named
+from searchspace.spaces import space_named
 from searchspace.spec import deploy_id
 
 # So many members are drawn to know what a space is made of.
@@ -123,10 +123,9 @@ def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
 def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) -> ProfiledTable:
     """The table of everything that was run on the device, written where `load_target` finds it."""
     profiles = {}
-    for name, space in SPACES.items():
-        folder = job_folder(replace(wanted, space=name), described)
-        if (folder / SAMPLES).exists():
-            profiles[name] = profile_of(space, described.fusion_rules), load_results(folder)
+    for samples in sorted(job_folder(wanted, described).parent.glob(f"*/{SAMPLES}")):
+        name = samples.parent.name
+        profiles[name] = profile_of(space_named(name), described.fusion_rules), load_results(samples.parent)
     identity = _identity(wanted, described, [results for _, results in profiles.values()])
     table = make_table(identity, profiles, refused)
     of_host = wanted.target == "host"

@@ -155,11 +155,21 @@ def print_text(text: str) -> None:
     Console(width=output_width()).print(text, highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
+# What the device was expected to take, and what the trained form takes there that nobody fused.
+BESIDE_MEASURED = ("predicted", "unfused")
+
+
+def _beside_measured(each: Mapping[str, Any]) -> tuple[str, ...]:
+    unfused = each["unfused_latency_ms"]
+    return f"{each['predicted_latency_ms']['value']:.3g}", "-" if unfused is None else f"{unfused:.3g}"
+
+
 def print_front(document: Mapping[str, Any]) -> None:
     """The front as a table: accuracy, latency with its interval and tier, params, MACs."""
+    measured = any(each["latency_ms"]["tier"] == "measured" for each in document["members"])
     print_table(
         f"{document['study']}: {document['target']} within {document['budget_ms']:g} ms on {document['data']}",
-        ("trial", "val.", "test", "ms", "expected", "tier", "params", "MMACs", "kept"),
+        ("trial", "val.", "test", "ms", "interval", "tier", *BESIDE_MEASURED * measured, "params", "MMACs", "kept"),
         (
             (
                 str(each["trial"]),
@@ -168,6 +178,7 @@ def print_front(document: Mapping[str, Any]) -> None:
                 f"{each['latency_ms']['value']:.3g}",
                 f"{each['latency_ms']['low']:.3g}-{each['latency_ms']['high']:.3g}",
                 each["latency_ms"]["tier"],
+                *_beside_measured(each) * measured,
                 f"{each['params']:,}",
                 f"{each['macs'] / 1e6:.2f}",
                 {True: "yes", False: "NO", None: "unknown"}[each["certificate"]["kept"]],

@@ -60,6 +60,19 @@ class Subject:
     graph: DeployGraph
 
 
+def in_learning_order(subjects: Sequence[Subject], rules: Sequence[FusionRule]) -> list[Subject]:
+    """The same networks, taken in turn by what they show of new kernels and as they come.
+
+    Those with most new kernels are large ones; what a launch costs shows in small ones, of which there are more among
+    those that come at random.
+    """
+    ordered: dict[str, Subject] = {}
+    for important, drawn in zip(by_importance(subjects, rules), subjects, strict=True):
+        ordered.setdefault(important.name, important)
+        ordered.setdefault(drawn.name, drawn)
+    return list(ordered.values())
+
+
 def by_importance(subjects: Sequence[Subject], rules: Sequence[FusionRule]) -> list[Subject]:
     """The same networks, each next one with most of what those before it lack.
 

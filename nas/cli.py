@@ -39,6 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
+    # Modules of the user's own are found where he works, behind everything that is installed.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     parser = _build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -112,11 +115,13 @@ def _build_parser() -> _Parser:
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
     predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
+    _add_families(predict)
     _add_common(predict)
 
     measure = add("measure", _measure, "measured latency on this machine: median, spread, runs")
     measure.add_argument("spec", help="a spec file, STUDY:TRIAL, a published network or MODEL.onnx")
     _add_target(measure)
+    _add_families(measure)
     _add_common(measure)
 
     profile = add("profile", _profile, "make or extend the latency table of this machine, or of a board of your own")
@@ -153,7 +158,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("budget", str, "the most a network may take, such as 5ms"),
     ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
     ("data-limit", int, "use at most so many training images"),
-    ("space", str, "which networks may be proposed"),
+    ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
     ("sampler", str, "nsga2, nsga3, tpe or random"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
@@ -177,6 +182,10 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="the device, see `nas targets`")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads on the device")
     parser.add_argument("--runtime", metavar="R", help="the device's runtime")
+
+
+def _add_families(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--families", dest="module", metavar="MODULE", help="a module with block families of your own")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -211,12 +220,14 @@ def _show(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from nas.commands import predict
 
+    _import_families(options.module)
     return predict(options.spec, options.target, options.threads, options.runtime, _view(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
     from nas.commands import measure
 
+    _import_families(options.module)
     return measure(options.spec, options.target, options.threads, options.runtime, _view(options))
 
 
@@ -227,6 +238,17 @@ def _profile(options: argparse.Namespace) -> int:
     return profile(
         options.target, options.space, options.runtime, options.threads, options.time, way=way, view=_view(options)
     )
+
+
+def _import_families(module: str | None) -> None:
+    from searchspace.registry import load_families
+    from searchspace.spec import SpecError
+
+    if module is not None:
+        try:
+            load_families(module)
+        except ValueError as error:
+            raise SpecError(f"import: {error}") from error
 
 
 def _targets(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from nas.problem import Problem
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
 from searchspace.network import build_network, deploy, deploy_graph
 from searchspace.references import reference, reference_names
+from searchspace.spaces import space_named
 from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
 
 
@@ -204,6 +205,7 @@ def show(name: str, trial: int | None, view: View) -> int:
         print(json.dumps(each, indent=2, allow_nan=False))
         return DONE
     settings = read_study_file(folder)
+    space_named(settings.space)  # one of the user's own registers the families of its members
     target = load_target(settings.target, threads=settings.threads, runtime=settings.runtime)
     # A member is shown as it was certified; lines per kernel follow from the spec where the table is a computation.
     if target.tier is Tier.calibrated:
@@ -234,9 +236,11 @@ def read_any_spec(text: str, view: View) -> ArchSpec:
     """
     study, colon, trial = text.rpartition(":")
     if colon and trial.isdigit():
-        path = study_folder(study, view) / "models" / trial / "spec.yaml"
+        folder = study_folder(study, view)
+        path = folder / "models" / trial / "spec.yaml"
         if not path.exists():
             raise SpecError(f"{text}: trial {trial} of {study} was not trained, so there is no model of it")
+        space_named(read_study_file(folder).space)  # as for `show`
         return read_spec(path)
     if Path(text).is_file():
         return read_spec(Path(text))

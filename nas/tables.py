@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.board import SAMPLES
@@ -11,7 +11,7 @@ from hardware.job_folder import load_jobs
 from hardware.job_results import JobResults, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
-from hardware.profiling import Bench, Profile, Subject, by_importance, make_table, prepare
+from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import (
@@ -27,7 +27,7 @@ from hardware.transports import OnProgress, Transport
 from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
-from searchspace.spaces import SPACES, space_named
+from searchspace.spaces import space_named
 from searchspace.spec import deploy_id
 
 # So many members are drawn to know what a space is made of.
@@ -62,7 +62,7 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
         spec = member(space, random_choice(rng), TASKS[index % len(TASKS)])
         subjects.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
     every = list(subjects.values())
-    return Profile(by_importance(every[checks:], rules), every[:checks], rules)
+    return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)
 
 
 def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:
@@ -123,10 +123,9 @@ def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
 def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) -> ProfiledTable:
     """The table of everything that was run on the device, written where `load_target` finds it."""
     profiles = {}
-    for name, space in SPACES.items():
-        folder = job_folder(replace(wanted, space=name), described)
-        if (folder / SAMPLES).exists():
-            profiles[name] = profile_of(space, described.fusion_rules), load_results(folder)
+    for samples in sorted(job_folder(wanted, described).parent.glob(f"*/{SAMPLES}")):
+        name = samples.parent.name
+        profiles[name] = profile_of(space_named(name), described.fusion_rules), load_results(samples.parent)
     identity = _identity(wanted, described, [results for _, results in profiles.values()])
     table = make_table(identity, profiles, refused)
     of_host = wanted.target == "host"

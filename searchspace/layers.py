@@ -1,6 +1,7 @@
 """Parts that several block families share, each with its train form and the operations it becomes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,9 @@ def centre(kernel: int) -> Rectangle:
 class ConvBranch(nn.Module):
     """One branch of a `BranchedConv`: a small convolution over a rectangle inside the kernel, then batch norm.
 
-    Its window must stay a part of the host's window, which sets the padding on each side; a negative one crops.
+    Its window must stay a part of the host's window, which sets the padding on each side; a negative one crops. Where
+    the rectangle is one cell high or wide and the stride is 1, whole rows or columns of the result see only padding;
+    they are added to the result as zeros and not computed, which on maps of 2x2 is half of the work of a strip.
     `norm` is the host's, whose epsilon and momentum the branch takes; without one the branch has a bias where the host
     has. It lives on the device and in the precision of the host.
     Source: PBConv, section 4.2 ("new padding values might be negative, which means cropping").
@@ -59,14 +62,17 @@ class ConvBranch(nn.Module):
         right -= (width - rectangle.column - rectangle.width) * dil_x
         top -= rectangle.row * dil_y
         bottom -= (height - rectangle.row - rectangle.height) * dil_y
-        symmetric = top == bottom >= 0 and left == right >= 0
-        self.pad = None if symmetric else (left, right, top, bottom)
+        stride_y, stride_x = _pair(host.stride)
+        rows = _split_padding(top, bottom, is_strip=rectangle.height == stride_y == 1)
+        columns = _split_padding(left, right, is_strip=rectangle.width == stride_x == 1)
+        self.pad = _sides(columns.before_conv, rows.before_conv)
+        self.pad_behind = _sides(columns.behind_conv, rows.behind_conv)
         self.conv = nn.Conv2d(
             host.in_channels,
             host.out_channels,
             (rectangle.height, rectangle.width),
             stride=host.stride,  # type: ignore[arg-type]
-            padding=(top, left) if symmetric else 0,
+            padding=(rows.in_conv, columns.in_conv),
             dilation=host.dilation,  # type: ignore[arg-type]
             groups=host.groups,
             bias=norm is None and host.bias is not None,
@@ -80,10 +86,20 @@ class ConvBranch(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.pad is not None:
-            x = _padded_and_cropped(x, self.pad)
-        x = self.conv(x)
-        return x if self.norm is None else self.norm(x)
+        y = self._convolved(x)
+        return y if self.norm is None else self.norm(y)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        if self.pad_behind is None or not _leaves_some(x, self.pad):
+            sides = _added(self.pad, self.pad_behind)
+            y: Tensor = self.conv(x if sides is None else _padded_and_cropped(x, sides))
+            return y
+        x = x if self.pad is None else _padded_and_cropped(x, self.pad)
+        conv = self.conv
+        y = nn.functional.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        y = nn.functional.pad(y, self.pad_behind)
+        # What sees only padding has the bias all the same.
+        return y if conv.bias is None else y + conv.bias[:, None, None]
 
     def folded(self) -> ConvWeights:
         """The branch as one small convolution."""
@@ -142,7 +158,47 @@ class BranchedConv(nn.Module):
         return add_branches(parts)
 
 
-def _padded_and_cropped(x: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+class _Padding(NamedTuple):
+    """What one axis is padded by, before and after the map: ahead of a convolution, by it, and behind it."""
+
+    before_conv: tuple[int, int]
+    in_conv: int
+    behind_conv: tuple[int, int]
+
+
+def _split_padding(before: int, after: int, *, is_strip: bool) -> _Padding:
+    if before == after >= 0:
+        return _Padding((0, 0), before, (0, 0))
+    if is_strip:
+        return _Padding((min(before, 0), min(after, 0)), 0, (max(before, 0), max(after, 0)))
+    return _Padding((before, after), 0, (0, 0))
+
+
+Sides = tuple[int, int, int, int]
+
+
+def _sides(columns: tuple[int, int], rows: tuple[int, int]) -> Sides | None:
+    """Left, right, top and bottom; None for nothing at all."""
+    sides = (*columns, *rows)
+    return sides if any(sides) else None
+
+
+def _added(first: Sides | None, second: Sides | None) -> Sides | None:
+    if first is None or second is None:
+        return first or second
+    left, right, top, bottom = (one + other for one, other in zip(first, second, strict=True))
+    return left, right, top, bottom
+
+
+def _leaves_some(x: Tensor, sides: Sides | None) -> bool:
+    """Whether cropping and padding leave something of a map."""
+    if sides is None:
+        return True
+    left, right, top, bottom = sides
+    return x.shape[3] + left + right > 0 and x.shape[2] + top + bottom > 0
+
+
+def _padded_and_cropped(x: Tensor, sides: Sides) -> Tensor:
     left, right, top, bottom = (max(-side, 0) for side in sides)
     if left + right < x.shape[3] and top + bottom < x.shape[2]:
         return nn.functional.pad(x, sides)
@@ -245,22 +301,36 @@ class DropPath(nn.Module):
         return x * kept / (1 - self.probability)
 
 
-def squeezed_width(channels: int, reduction: int) -> int:
-    """The inner width of squeeze-and-excite: channels / reduction, at least 1."""
-    return max(1, channels // reduction)
+def squeezed_width(channels: int, reduction: int, multiple: int = 1) -> int:
+    """The inner width of squeeze-and-excite: the multiple nearest to channels / reduction, at least one of it.
+
+    Of two that are as near the wider, and the next one where more than a tenth would be lost.
+    Source: the published code of MobileNetV3, whose multiple is 8; its paper says channels / 4, which 1 gives.
+    """
+    wanted = channels // reduction
+    nearest = max(multiple, (2 * wanted + multiple) // (2 * multiple) * multiple)
+    return nearest + multiple if 10 * nearest < 9 * wanted else nearest
 
 
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excite: each channel is scaled by a gate that sees the means of all channels.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", section 3, where the gate is a sigmoid and the layers have no
-    bias; the hard sigmoid is MobileNetV3's, section 5.3.
+    bias; the hard sigmoid is MobileNetV3's, section 5.3. The inner width is that of `squeezed_width`.
     """
 
-    def __init__(self, channels: int, reduction: int = 4, gate: str = "hardsigmoid", *, bias: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 4,
+        gate: str = "hardsigmoid",
+        *,
+        bias: bool = True,
+        multiple: int = 1,
+    ) -> None:
         super().__init__()
         self.gate = ACTIVATION_MODULES[gate]()
-        inner = squeezed_width(channels, reduction)
+        inner = squeezed_width(channels, reduction, multiple)
         self.squeeze = nn.Conv2d(channels, inner, 1, bias=bias)
         self.excite = nn.Conv2d(inner, channels, 1, bias=bias)
 
@@ -275,7 +345,13 @@ class SqueezeExcite(nn.Module):
 
 
 def emit_squeeze_excite(
-    graph: GraphBuilder, x: GraphTensor, reduction: int = 4, activation: str = "relu", gate: str = "hardsigmoid"
+    graph: GraphBuilder,
+    x: GraphTensor,
+    reduction: int = 4,
+    activation: str = "relu",
+    gate: str = "hardsigmoid",
+    *,
+    multiple: int = 1,
 ) -> GraphTensor:
     """Appends what a `SqueezeExcite` computes, its nodes named `pool`, `squeeze`, `excite` and `gate`.
 
@@ -283,7 +359,7 @@ def emit_squeeze_excite(
     """
     channels = x.shape[0]
     y = graph.add("pool", GlobalPool(), x)
-    y = emit_square_conv(graph, "squeeze", y, Conv(squeezed_width(channels, reduction), (1, 1)), activation)
+    y = emit_square_conv(graph, "squeeze", y, Conv(squeezed_width(channels, reduction, multiple), (1, 1)), activation)
     y = emit_square_conv(graph, "excite", y, Conv(channels, (1, 1)), gate)
     return graph.add("gate", Mul(), x, y)
 

@@ -1,7 +1,9 @@
 """The block families: how a new design enters the space, in one file and one registration."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass
+from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -96,6 +98,23 @@ def family_of(spec: BlockSpec) -> BlockFamily:
     """The family that a block spec belongs to."""
     _load_own()
     return _BY_SPEC[type(spec)]
+
+
+def load_families(module: str) -> ModuleType:
+    """Imports a module that registers families of its own, such as `my_blocks`, and returns it.
+
+    Raises:
+        ValueError: Python finds no such module.
+    """
+    _load_own()
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it imports is not
+        raise ValueError(
+            f"there is no module {module!r}; put {module}.py into the folder where you work, or install it"
+        ) from error
 
 
 def _load_own() -> None:

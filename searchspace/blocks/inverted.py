@@ -29,7 +29,11 @@ from searchspace.spec import known_activation, odd, positive, train_gene
 
 @dataclass(frozen=True, slots=True)
 class InvertedResidual:
-    """An inverted residual; with expand 1 there is no widening convolution, as in MobileNetV2's first block."""
+    """An inverted residual; with expand 1 there is no widening convolution, as in MobileNetV2's first block.
+
+    The inner width of squeeze-and-excite is a multiple of squeeze_multiple (8 in MobileNetV3), and squeeze_bias says
+    whether its layers learn a bias; both are read only where there is one.
+    """
 
     width: int
     stride: int = 1
@@ -38,10 +42,13 @@ class InvertedResidual:
     squeeze_excite: bool = False
     activation: str = "relu6"
     layout: Layout | None = train_gene(None)
+    squeeze_multiple: int = 1
+    squeeze_bias: bool = train_gene(True)
 
     def __post_init__(self) -> None:
         positive(width=self.width, stride=self.stride, kernel=self.kernel, expand=self.expand)
         odd(kernel=self.kernel)
+        positive(squeeze_multiple=self.squeeze_multiple)
         known_activation(self.activation)
 
 
@@ -61,7 +68,11 @@ class InvertedResidualBlock(nn.Module):
             square_conv(hidden, hidden, spec.kernel, stride=spec.stride, groups=hidden),
             rectangles=layout_rectangles(spec.layout, spec.kernel),
         )
-        self.squeeze_excite = SqueezeExcite(hidden) if spec.squeeze_excite else None
+        self.squeeze_excite = (
+            SqueezeExcite(hidden, bias=spec.squeeze_bias, multiple=spec.squeeze_multiple)
+            if spec.squeeze_excite
+            else None
+        )
         self.project = BranchedConv(square_conv(hidden, spec.width, 1))
         self.activation = ACTIVATION_MODULES[spec.activation]()
         self.has_skip = has_skip(channels, spec)
@@ -95,7 +106,7 @@ def emit(graph: GraphBuilder, x: GraphTensor, spec: InvertedResidual) -> GraphTe
     depthwise = deployed_conv(hidden, spec.kernel, stride=spec.stride, groups=hidden)
     y = emit_square_conv(graph, "depthwise", y, depthwise, spec.activation)
     if spec.squeeze_excite:
-        y = emit_squeeze_excite(graph, y)
+        y = emit_squeeze_excite(graph, y, multiple=spec.squeeze_multiple)
     y = graph.add("project", deployed_conv(spec.width, 1), y)
     return emit_residual(graph, x, y) if has_skip(x.shape[0], spec) else y
 
@@ -115,6 +126,7 @@ register(
                 InvertedResidual(12, stride=2, kernel=5, expand=3, squeeze_excite=True, activation="hardswish"),
             ),
             ((6, 5, 5), InvertedResidual(6, expand=1, kernel=7)),
+            ((8, 5, 6), InvertedResidual(8, expand=4, squeeze_excite=True, squeeze_multiple=3, squeeze_bias=False)),
             ((4, 9, 9), InvertedResidual(8, stride=2, kernel=5, expand=2.5, layout=Layout(5, _COLUMNS))),
         ),
         layout_kernels=lambda spec: {"layout": spec.kernel} if spec.kernel > 1 else {},

@@ -1,14 +1,17 @@
 """Parts that several families share, on their own."""
 
+import importlib.util
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from searchspace.coverage import Layout, Rectangle, generate_layout
+from searchspace.coverage import Layout, Rectangle, generate_layout, parse_layout
 from searchspace.layers import BranchedConv, ChannelLayerNorm, DropPath, SqueezeExcite, layout_rectangles
 
 
@@ -145,6 +148,108 @@ def test_a_branch_in_training_reaches_the_same_outputs_as_its_rectangle_of_the_k
     masked[:, :, 1:2, 0:2] = branch.conv.weight.detach()
     x = torch.randn(2, 3, 8, 7, dtype=torch.float64)
     torch.testing.assert_close(branch(x), functional.conv2d(x, masked, None, 2, 1), rtol=0, atol=1e-13)
+
+
+def plain_formulation(branched, x):
+    """The sum of every kernel, zero around its rectangle, and its norm, as the paper writes it (seed 001, Eq. 8-9)."""
+    host = branched.conv
+    height, width = host.kernel_size
+    y = 0
+    for branch in (None, *branched.branches):
+        conv, norm = (host, branched.norm) if branch is None else (branch.conv, branch.norm)
+        weight = conv.weight
+        if branch is not None:
+            at = branch.rectangle
+            right, below = width - at.column - at.width, height - at.row - at.height
+            weight = functional.pad(weight, (at.column, right, at.row, below))
+        z = functional.conv2d(x, weight, conv.bias, host.stride, host.padding, host.dilation, host.groups)
+        if norm is not None:
+            z = functional.batch_norm(z, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        y = y + z
+    return y
+
+
+# Maps of one and two cells, on which strips see little but padding, and larger ones.
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (5, 4)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "groups": 2, "bias": False},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 3, "padding": 1, "stride": (1, 2), "groups": 4},
+        {"kernel_size": (3, 5), "padding": (3, 2)},
+        {"kernel_size": 4, "padding": 2},
+        {"kernel_size": 5, "padding": 2, "groups": 4},
+    ],
+)
+@pytest.mark.parametrize("norm", [True, False])
+def test_training_gives_the_outputs_and_gradients_of_the_plain_formulation(size, settings, norm):
+    host = nn.Conv2d(4, 4, **settings)
+    height, width = host.kernel_size
+    everywhere = [
+        Rectangle(row, column, tall, wide)
+        for tall, wide in itertools.product(range(1, height + 1), range(1, width + 1))
+        for row, column in itertools.product({0, (height - tall) // 2, height - tall}, {0, width - wide})
+        if (tall, wide) != (height, width)
+    ]
+    branched = BranchedConv(host, rectangles=everywhere, norm=norm).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in branched.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(3, 4, *size, dtype=torch.float64, generator=generator, requires_grad=True)
+    found, expected = branched.train()(x), plain_formulation(branched, x)
+    assert expected.std() > 1e-3
+    assert (found - expected).abs().max() < 1e-11 * expected.abs().max()
+    towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    inputs = [x, *branched.parameters()]
+    ours = torch.autograd.grad(found, inputs, towards)
+    theirs = torch.autograd.grad(expected, inputs, towards)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() < 1e-11 * max(1, float(other.abs().max()))
+
+
+def formulations():
+    path = Path(__file__).parents[2] / "studies/pbconv_train_step/formulations.py"
+    spec = importlib.util.spec_from_file_location("formulations", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.FORMULATIONS
+
+
+FORMULATIONS = formulations()
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("stride", "size"), [(1, (2, 3)), (1, (6, 5)), (2, (5, 8))])
+@pytest.mark.parametrize("layout", ["K3:0.0.1.3-0.1.3.1-1.0.1.3-2.0.1.3", "K3:0.0.2.1-0.1.2.1-0.1.3.2-2.0.1.1"])
+def test_what_the_study_times_computes_the_plain_formulation(name, stride, size, layout):
+    host = nn.Conv2d(3, 4, 3, stride=stride, padding=1, bias=False)
+    branched = BranchedConv(host, rectangles=parse_layout(layout).rectangles).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in branched.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x = torch.randn(3, 3, *size, dtype=torch.float64, generator=generator, requires_grad=True)
+    found, expected = FORMULATIONS[name](branched, x), plain_formulation(branched, x)
+    assert (found - expected).abs().max() < 1e-12
+    towards = torch.randn(expected.shape, dtype=torch.float64, generator=generator)
+    inputs = [x, *branched.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, towards), torch.autograd.grad(expected, inputs, towards), strict=True
+    ):
+        assert (one - other).abs().max() < 1e-11
+
+
+def test_rows_that_only_see_padding_are_not_computed():
+    # On a map of 2x2 a strip of one row, moved up by one, sees padding in one of two rows.
+    host = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    (branch,) = BranchedConv(host, rectangles=[Rectangle(0, 0, 1, 3)]).branches
+    with FlopCounterMode(display=False) as counter:
+        branch(torch.randn(1, 8, 2, 2))
+    assert counter.get_total_flops() == 2 * (8 * 8 * 3) * (1 * 2)
 
 
 def test_a_layout_for_another_kernel_is_refused():

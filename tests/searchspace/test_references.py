@@ -16,6 +16,7 @@ from searchspace.spec import spec_from_dict, spec_to_dict
 # it. PPENet: the train form's 2173 and 4377 million less its branches, which tests/searchspace/blocks/test_rk.py
 # sums. MixMobileNet: the train form does 239.8, 475.8 and 1219.0 (tests/searchspace/blocks/test_mix.py compares with
 # the paper); the pool that its attention folds into a convolution saves 5 multiply-adds at each value that enters it.
+# MobileNetV3: tests/searchspace/test_mobilenet_v3.py.
 # The others: torchvision's documentation, RepVGG, and the tables of RDPNet's networks built from its text.
 COUNTED = {
     "convnext_t_x0_5": (7.438, 1144),
@@ -23,6 +24,11 @@ COUNTED = {
     "mixmobilenet_xs": (3.157, 475),
     "mixmobilenet_xxs": (1.505, 239),
     "mobilenet_v2": (3.505, 301),
+    "mobilenet_v3_large": (5.483, 217),
+    "mobilenet_v3_large_ppe": (4.219, 218),
+    "mobilenet_v3_small": (2.543, 57),
+    "mobilenet_v3_small_ppe": (1.669, 56),
+    "mobilenet_v3_small_v1": (2.938, 57),
     "parc_convnext_t_x0_5": (7.413, 1139),
     "parc_mobilenet_v2": (3.532, 302),
     "parc_resnet50": (23.738, 3941),

@@ -165,6 +165,19 @@ def test_a_runtime_computes_what_torch_does(runtime, case, answers):
     assert answer.max_rel <= PARITY_BOUND
 
 
+@pytest.mark.parametrize("op", [ChannelNorm(), ChannelNorm(1e-5), L2Normalize(), L2Normalize(1e-3)], ids=str)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_epsilon_counts_where_values_are_small(runtime, op):
+    model, images = model_and_images(graph_of(op, [PACKED]), 2)
+    small = 3e-4 * images
+    expected = DeployModule(model)(torch.from_numpy(small)).numpy()
+    without = DeployModule(model)(torch.from_numpy(images)).numpy()
+    assert np.abs(expected - without).max() > 0.1 * np.abs(without).max()
+    (answer,) = check_models(runtime, [(model, small)], [expected])
+    assert not isinstance(answer, Failed), answer
+    assert answer.max_rel <= PARITY_BOUND
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name == "rdpnet_x1_0_cifar" else pytest.mark.slow) for name in reference_names()],

@@ -20,8 +20,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from hardware.calibration import nonnegative_least_squares
 from hardware.kernel_fit import FLOOR_MS, features
+from hardware.least_squares import nonnegative_least_squares
 
 MEGABYTE = 2**20
 

@@ -28,7 +28,7 @@ class QuietObserver:
     def note(self, text: str) -> None: ...
     def searching(self, progress: SearchProgress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
-    def measuring(self, done: int, total: int) -> None: ...
+    def measuring(self, done: int, total: int, left_s: float) -> None: ...
 
 
 class PlainObserver(QuietObserver):
@@ -48,10 +48,10 @@ class PlainObserver(QuietObserver):
     def training(self, done: int, total: int) -> None:
         self.note(f"finalists: {done} of {total} trained")
 
-    def measuring(self, done: int, total: int) -> None:
+    def measuring(self, done: int, total: int, left_s: float) -> None:
         if done == total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
             self._last = time.monotonic()
-            self.note(f"measuring: {done} of at most {total} models")
+            self.note(f"measuring: {done} of at most {total} models, {left_s:.0f} s left")
 
 
 class BarObserver:
@@ -87,8 +87,8 @@ class BarObserver:
     def training(self, done: int, total: int) -> None:
         self._show("training ", done, total, "")
 
-    def measuring(self, done: int, total: int) -> None:
-        self._show("measuring", done, total, "at most")
+    def measuring(self, done: int, total: int, left_s: float) -> None:
+        self._show("measuring", done, total, f"at most, {left_s:.0f} s left")
 
     def _show(self, name: str, done: int, total: int, extra: str) -> None:
         if name not in self._tasks:

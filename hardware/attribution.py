@@ -42,7 +42,7 @@ def attributed(
     the change necessary.
 
     Raises:
-        UnknownOperator: most of the time is in operators of other names.
+        UnknownOperator: most of the time is in operators of other names, or there are none.
     """
     chains = fused_chains(graph, rules)
     place = {graph.nodes[node].name: index for index, chain in enumerate(chains) for node in chain}
@@ -63,8 +63,8 @@ def attributed(
             times[index], launches[index] = times[index] + waiting_ms, launches[index] + waiting
             waiting_ms, waiting = 0.0, 0
     times[-1], launches[-1] = times[-1] + waiting_ms, launches[-1] + waiting
-    if inserted_ms > MOST_UNKNOWN * sum(times):
-        listed = ", ".join(operator.name for operator in operators[:3])
+    if not operators or inserted_ms > MOST_UNKNOWN * sum(times):
+        listed = ", ".join(operator.name for operator in operators[:3]) or "none"
         raise UnknownOperator(f"operators must be named after the nodes of the network, got {listed} ...")
     return tuple(
         KernelTrace(kernel.key, time_ms, count, _weight_bytes(graph, chain))

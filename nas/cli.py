@@ -106,6 +106,11 @@ def _build_parser() -> _Parser:
     resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
     resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
     resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already")
+    resume.add_argument(
+        "--accept-changed-table",
+        action="store_true",
+        help="go on although the target's latency table has changed: latencies are taken from the new one",
+    )
     _add_common(resume)
 
     show = add("show", _show, "the front of a study as a table, or one member in full")
@@ -161,6 +166,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("data-limit", int, "use at most so many training images"),
     ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
     ("sampler", str, "nsga2, nsga3, tpe, random, evolution or surrogate"),
+    ("start", str, "what is proposed first: published networks, or the fastest member alone"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
     ("time", str, "stop searching after so long, such as 10m"),
@@ -209,7 +215,9 @@ def _resume(options: argparse.Namespace) -> int:
 
     changes = {name: getattr(options, name) for name in ("time", "workers", "backend", "ray_address")}
     changed = {name: value for name, value in changes.items() if value is not None}
-    return resume(options.study, options.trials, changed, _view(options))
+    return resume(
+        options.study, options.trials, changed, accept_table=options.accept_changed_table, view=_view(options)
+    )
 
 
 def _show(options: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ from nas.report import write_report
 from nas.results import Key
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
-from nas.storage import check_free, driver_lock
+from nas.starts import write_earlier
+from nas.storage import check_free, driver_lock, open_study
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
@@ -87,15 +88,18 @@ def begin(settings: StudySettings, folder: Path, observer: Observer) -> Problem:
     return problem
 
 
-def reopened(settings: StudySettings, folder: Path) -> Problem:
-    """The problem of a study that exists, with the table that it began with.
+def reopened(settings: StudySettings, folder: Path, *, accept_table: bool = False) -> Problem:
+    """The problem of a study that exists, with the table that it began with, or today's where that is accepted.
 
     Raises:
         ConfigError: something the study rests on has changed.
     """
     table = folder / TABLE
     problem = resolve(settings, table if table.exists() else None)
-    check_same(read_study_file(folder), problem)
+    record = read_study_file(folder)
+    if accept_table:
+        record = record.model_copy(update={"target_sha256": problem.target.sha256})
+    check_same(record, problem)
     return problem
 
 
@@ -134,7 +138,8 @@ def check_same(record: StudyFile, problem: Problem) -> None:
     if record.target_sha256 != problem.target.sha256:
         raise ConfigError(
             f"study {record.study}: the latency table of {record.target} has changed since it began "
-            f"({record.target_sha256[:12]} then, {problem.target.sha256[:12]} now); start a new study with --study NAME"
+            f"({record.target_sha256[:12]} then, {problem.target.sha256[:12]} now); start a new study with "
+            f"--study NAME, or go on under the new one with `nas resume {record.study} --accept-changed-table`"
         )
     if record.data_fingerprint != dataset(problem.data).fingerprint:
         raise ConfigError(
@@ -154,13 +159,20 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
     """
     with driver_lock(folder), closing(_executor(problem.settings)) as executor:
         record = read_study_file(folder)
+        if record.target_sha256 != problem.target.sha256:
+            record = _under_new_table(record, problem, folder)
+            observer.note(
+                f"the latency table of {record.target} is {record.target_sha256[:12]} now: what was evaluated is kept, "
+                "and counts where it keeps the budget by the new table"
+            )
         if record.trials != problem.settings.trials:
-            write_study_file(folder, record.model_copy(update={"trials": problem.settings.trials}))
+            record = record.model_copy(update={"trials": problem.settings.trials})
+            write_study_file(folder, record)
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)
         with _timed(seconds, "search"):
-            search = Search(problem, folder, executor, record.owner)
+            search = Search(problem, folder, executor, record)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
         with _timed(seconds, "finalists"):
@@ -176,6 +188,20 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         write_front(folder, document)
         write_report(folder, document, outcome, finished, seconds)
         return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
+
+
+def _under_new_table(record: StudyFile, problem: Problem, folder: Path) -> StudyFile:
+    """The record under the table that the target has now; what was evaluated is kept to be proposed again."""
+    before = open_study(folder, record.durable_name, record.storage, record.owner)
+    write_earlier(folder, (trial.params for trial in before.get_trials(deepcopy=False)))
+    changed = record.model_copy(
+        update={
+            "target_sha256": problem.target.sha256,
+            "accepted_tables": [*record.accepted_tables, record.target_sha256],
+        }
+    )
+    write_study_file(folder, changed)
+    return changed
 
 
 @contextmanager

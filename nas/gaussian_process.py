@@ -134,4 +134,3 @@ def _near(settings: Settings, rng: np.random.Generator) -> Settings:
         settings.linear * float(step[4]),
         min(MOST_NOISE, max(LEAST_NOISE, settings.noise * float(step[5]))),
     )
-

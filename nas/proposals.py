@@ -65,7 +65,7 @@ class Proposer:
                 above_budget += 1
                 if above_budget % REPAIR_AFTER == 0:
                     rng = random.Random(f"{self.problem.settings.seed}/{self.rejected}")
-                    self.sampling.enqueue(self.ground.repaired(trial.params, rng).genes)
+                    self.sampling.enqueue(self.ground.repaired(trial.params, rng).genes, "moved into the budget")
                 continue
             # Equal to the deploy architecture's own id unless the space chooses train genes as well.
             name = spec_id(spec)

@@ -138,9 +138,9 @@ class Sampling:
             known = KnownSpaceSampler(_sampler(sampler, seed, ground), genes)
             self._study = optuna.create_study(directions=DIRECTIONS, sampler=known)
 
-    def enqueue(self, genes: Mapping[str, Gene]) -> None:
-        """Has these genes proposed next."""
-        self._study.enqueue_trial(dict(genes))
+    def enqueue(self, genes: Mapping[str, Gene], origin: str) -> None:
+        """Has these genes proposed next; `origin` says in the trial where they are from."""
+        self._study.enqueue_trial(dict(genes), user_attrs={"origin": origin})
 
     def ask(self) -> Trial:
         """A new proposal, its genes not yet chosen."""

@@ -38,9 +38,11 @@ Positive = Annotated[int, Field(ge=1)]
 class StudySettings(BaseModel):
     """What to search for, on what, and how long; every field can stand in a study file and on the command line.
 
-    `trials` counts evaluated candidates, not proposals that the budget rejects. `layouts` is how many PBConv layouts a
-    finalist tries before it trains (seed 001 uses 10). `data_limit` is the largest number of training images. `genes`
-    narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
+    `trials` counts evaluated candidates, not proposals that the budget rejects. `start` is what is proposed before the
+    sampler proposes: the fastest member of the space, and with `published` also the published networks that keep the
+    budget. `layouts` is how many PBConv layouts a finalist tries before it trains (seed 001 uses 10). `data_limit` is
+    the largest number of training images. `genes` narrows the space: a gene, or several by a pattern such as
+    `stage*.kernel`, held to one value or to a list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +55,7 @@ class StudySettings(BaseModel):
     space: str = "edge-small"
     genes: dict[str, GeneValues] = {}
     sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "nsga2"
+    start: Literal["published", "fastest"] = "published"
     score: str = "dispersion"
     trials: Positive = 40
     time: DurationText | None = None
@@ -94,12 +97,21 @@ RUN_SETTINGS = frozenset({"trials", "time", "workers", "backend", "ray_address"}
 
 
 class StudyFile(StudySettings):
-    """A study as it is kept: its settings and what they were resolved to when it began."""
+    """A study as it is kept: its settings and what they were resolved to when it began.
+
+    `accepted_tables` are those that the target had before, where the user went on after a change.
+    """
 
     created: str
     target_sha256: str
     data_fingerprint: str
     versions: dict[str, str]
+    accepted_tables: list[str] = []
+
+    @property
+    def durable_name(self) -> str:
+        """What the study is called in its storage: trials under another table are another study there."""
+        return f"{self.study}@{self.target_sha256[:12]}" if self.accepted_tables else self.study
 
     @property
     def owner(self) -> str:

@@ -29,6 +29,8 @@ from nas.problem import Problem
 from nas.proposals import Proposal, Proposer, SpaceExhausted
 from nas.results import Key, ResultStore
 from nas.sampling import Sampling
+from nas.settings import StudyFile
+from nas.starts import earlier_members, published_members
 from nas.storage import open_study, remember
 from searchspace.cheapest import Cheapest, cheapest_member
 from searchspace.choosers import Gene
@@ -150,12 +152,14 @@ class _Pending:
 class Search:
     """A search in its folder; `run` goes on from wherever the folder says it is."""
 
-    def __init__(self, problem: Problem, folder: Path, executor: Executor, owner: str | None = None) -> None:
-        """`owner` tells the study from others of its name in a shared storage; None does not look."""
+    def __init__(self, problem: Problem, folder: Path, executor: Executor, record: StudyFile | None = None) -> None:
+        """`record` is the study as its folder keeps it; without, it is taken to be the only one of its name."""
         self._problem = problem
         self._executor = executor
         self._results = ResultStore(folder / RESULTS)
-        self._durable = open_study(folder, problem.settings.study, problem.settings.storage, owner)
+        name, owner = (record.durable_name, record.owner) if record else (problem.settings.study, None)
+        self._durable = open_study(folder, name, problem.settings.storage, owner)
+        self._folder = folder
         self._kept = self._durable.get_trials(deepcopy=False)
         self._ground = Ground(problem, fastest={})
         settings = problem.settings
@@ -172,7 +176,8 @@ class Search:
     def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.
 
-        `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial.
+        `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial,
+        and published networks that keep it after them.
 
         Raises:
             ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
@@ -180,7 +185,7 @@ class Search:
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
         self._ground.fastest = fastest
-        self._sampling.enqueue(fastest)
+        self._enqueue_starts()
         asked, ended = 0, "all trials done"
         while True:
             while asked < settings.trials and len(self._window) < WINDOW:
@@ -198,6 +203,14 @@ class Search:
             self._wait_for_oldest()
             self._tell(self._window.popleft())
             on_progress(self._progress())
+
+    def _enqueue_starts(self) -> None:
+        self._sampling.enqueue(self._ground.fastest, "fastest member")
+        for place in earlier_members(self._ground, self._folder):
+            self._sampling.enqueue(place.genes, "earlier table")
+        if self._problem.settings.start == "published":
+            for name, place in published_members(self._ground).items():
+                self._sampling.enqueue(place.genes, f"published {name}")
 
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)

@@ -15,17 +15,17 @@ from searchspace.network import block_graph
 from searchspace.part import Question, outcomes
 from searchspace.registry import BlockSpec
 from searchspace.space import Space, StagePart, Task, gene_options, stage_output, stage_prefix
-from searchspace.spec import ArchSpec, Stage, deploy_form
+from searchspace.spec import ArchSpec, Stage, deploy_block, deploy_form
 
 
 def genes_of(space: Space, spec: ArchSpec, task: Task) -> dict[str, Gene] | None:
     """Genes that describe what the network deploys to; None where it is no member."""
     wanted = deploy_form(spec)
     for genes, head in outcomes(space.head, task):
-        if head != wanted.head:
+        if deploy_block(head) != wanted.head:
             continue
         for own, entrance in outcomes(space.entrance, task):
-            if (entrance.input_shape, entrance.stem) != (wanted.input_shape, wanted.stem):
+            if (entrance.input_shape, deploy_block(entrance.stem)) != (wanted.input_shape, wanted.stem):
                 continue
             shape = block_graph(entrance.input_shape, entrance.stem).output_shape
             for rest in _stages(space, 0, wanted.stages, shape):
@@ -76,7 +76,7 @@ def _answers(part: StagePart, wanted: Stage, shape: Shape, given: dict[str, Any]
     built: list[BlockSpec] = []
     try:
         for block in part.build(answer, shape):
-            if len(built) == len(wanted) or block != wanted[len(built)]:
+            if len(built) == len(wanted) or deploy_block(block) != wanted[len(built)]:
                 return
             built.append(block)
     except _Unanswered as halt:

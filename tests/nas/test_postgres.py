@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,7 +54,8 @@ def search(tmp_path, server, changed, fastest):
 
     def run(executor, name, folder=tmp_path, on_progress=lambda progress: None, owner="me"):
         problem = changed(storage=server.url, study=name, trials=TRIALS)
-        return Search(problem, folder, executor, owner).run(fastest, on_progress)
+        record = SimpleNamespace(durable_name=name, owner=owner)
+        return Search(problem, folder, executor, record).run(fastest, on_progress)
 
     return run
 

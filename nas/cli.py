@@ -103,6 +103,7 @@ def _build_parser() -> _Parser:
     resume.add_argument("study", help="name or folder of the study")
     resume.add_argument("--trials", type=int, metavar="N", help="so many more than it has")
     resume.add_argument("--time", help="stop searching after so long, such as 10m")
+    resume.add_argument("--evaluation-time", help="give up a candidate whose first look takes longer, such as 10m")
     resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
     resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
     resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already")
@@ -165,11 +166,12 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
     ("data-limit", int, "use at most so many training images"),
     ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
-    ("sampler", str, "nsga2, nsga3, tpe, random, evolution or surrogate"),
+    ("sampler", str, "surrogate, evolution, nsga2, nsga3, tpe or random"),
     ("start", str, "what is proposed first: published networks, or the fastest member alone"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
     ("time", str, "stop searching after so long, such as 10m"),
+    ("evaluation-time", str, "give up a candidate whose first look takes longer, such as 10m"),
     ("iterations", int, "training iterations before a candidate is scored"),
     ("finalists", int, "candidates to train"),
     ("layouts", int, "PBConv layouts to try for each finalist"),
@@ -183,6 +185,9 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("threads", int, "threads on the device"),
     ("runtime", str, "the device's runtime"),
 )
+
+
+_CHANGED_BY_RESUME = ("time", "evaluation_time", "workers", "backend", "ray_address")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -213,7 +218,7 @@ def _search(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from nas.commands import resume
 
-    changes = {name: getattr(options, name) for name in ("time", "workers", "backend", "ray_address")}
+    changes = {name: getattr(options, name) for name in _CHANGED_BY_RESUME}
     changed = {name: value for name, value in changes.items() if value is not None}
     return resume(
         options.study, options.trials, changed, accept_table=options.accept_changed_table, view=_view(options)

@@ -54,11 +54,12 @@ class StudySettings(BaseModel):
     data_limit: Positive | None = None
     space: str = "edge-small"
     genes: dict[str, GeneValues] = {}
-    sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "nsga2"
+    sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "surrogate"
     start: Literal["published", "fastest"] = "published"
     score: str = "dispersion"
     trials: Positive = 40
     time: DurationText | None = None
+    evaluation_time: DurationText = "10m"
     iterations: Positive = 20
     finalists: Positive = 4
     layouts: Annotated[int, Field(ge=0)] = 0
@@ -80,6 +81,11 @@ class StudySettings(BaseModel):
         """How long the search may take, None without a limit."""
         return None if self.time is None else duration_s(self.time)
 
+    @property
+    def evaluation_time_s(self) -> float:
+        """How long the first look at a candidate may take."""
+        return duration_s(self.evaluation_time)
+
 
 # What a study file or a command line may give of the settings: any of them, the rest comes from elsewhere.
 StudyDraft: type[BaseModel] = create_model(
@@ -93,7 +99,7 @@ StudyDraft: type[BaseModel] = create_model(
 )
 
 # What may differ between two runs of one study without changing what it finds.
-RUN_SETTINGS = frozenset({"trials", "time", "workers", "backend", "ray_address"})
+RUN_SETTINGS = frozenset({"trials", "time", "evaluation_time", "workers", "backend", "ray_address"})
 
 
 class StudyFile(StudySettings):

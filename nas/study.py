@@ -228,7 +228,9 @@ class Search:
             if pending.outcome is None and id(pending) not in out:
                 proposal = pending.proposal
                 arguments = (proposal.spec, self._problem.data, early, settings.seed)
-                handle = self._executor.submit(Job(f"candidate {proposal.arch_id}", early_job, arguments))
+                handle = self._executor.submit(
+                    Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
+                )
                 self._out[handle] = pending
 
     def _wait_for_oldest(self) -> None:

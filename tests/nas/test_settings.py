@@ -28,6 +28,7 @@ EVERYTHING = {
     "genes": {"stem.width": 16, "stage*.kernel": [3, 5], "stage1.squeeze_excite": False, "stage?.family": ["ir"]},
     "sampler": "tpe",
     "start": "fastest",
+    "evaluation_time": "3m",
     "score": "1e3",
     "trials": 7,
     "time": "90s",

@@ -1,6 +1,7 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,10 @@ from typing import Any, NoReturn
 from nas import __version__
 
 DONE, BROKE, WRONG_INPUT, INFEASIBLE, BROKEN_CERTIFICATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+# A full disk, a used-up quota, a file that may not grow, a file system or folder that may not be written.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +79,9 @@ def _report_error(error: Exception) -> int:
         (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
-    if code == BROKE and not isinstance(error, TransportError | StorageLost):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
+    elif code == BROKE and not isinstance(error, TransportError | StorageLost):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import resource
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 # training step spends most of its time on page faults: 1.1 s against 0.3 s for 64 channels at 48x48 pixels.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
+# Once may be somebody else's kill.
+DEATHS_ALONE = 2
+
 # All workers together may take so much of the machine's memory, and each at least so many bytes.
 MEMORY_SHARE, LEAST_MEMORY_BYTES = 0.9, 2 * 2**30
 
@@ -33,7 +36,7 @@ class ProcessExecutor:
     memory than its share gets an error, so that the system need not choose whom to kill.
 
     When a worker dies the pool is gone, and nothing says whose job did it. Every job that was out is then run again
-    alone: one that brings down a pool of its own has failed, and the others lose nothing but time.
+    alone: one that brings down two pools of its own has failed, and the others lose nothing but time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -44,6 +47,7 @@ class ProcessExecutor:
         self._running: dict[Future[Any], int] = {}
         self._started: dict[int, float] = {}
         self._suspects: set[int] = set()
+        self._deaths_alone: Counter[int] = Counter()
         self._submitted = 0
 
     def submit(self, job: Job) -> int:
@@ -70,8 +74,10 @@ class ProcessExecutor:
                 # is simpler than to tell them apart and gives the same result.
                 lost = self._replace_pool()
                 if len(lost) == 1:
-                    return self._finished(lost[0], Failure("its worker process died, killed or out of memory"))
-                logger.warning("a worker process died; %s run again, one at a time", self._labels(lost))
+                    self._deaths_alone[lost[0]] += 1
+                    if self._deaths_alone[lost[0]] == DEATHS_ALONE:
+                        return self._finished(lost[0], Failure("its worker process died, killed or out of memory"))
+                logger.warning("a worker process died; run again, one at a time: %s", self._labels(lost))
                 self._suspects.update(lost)
                 self._waiting.extendleft(reversed(lost))
                 self._dispatch()
@@ -94,7 +100,7 @@ class ProcessExecutor:
             if limit_s is not None and now >= self._started[handle] + limit_s:
                 others = [other for other in self._replace_pool() if other != handle]
                 if others:
-                    logger.warning("%s took too long; %s run again", self._jobs[handle].label, self._labels(others))
+                    logger.warning("%s took too long; run again: %s", self._jobs[handle].label, self._labels(others))
                 self._waiting.extendleft(reversed(others))
                 return self._finished(handle, too_long(limit_s))
         return None

@@ -7,17 +7,13 @@ latency table of the rk3288 and the space edge-small; only the score is syntheti
 """
 
 import argparse
-import hashlib
 import json
 import math
 import random
-from functools import lru_cache
-import statistics
 import time
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import numpy as np
 
 from evaluators.static import StaticCost
 from nas.executors.executor import Finished, Job
@@ -48,7 +44,7 @@ def answers(spec: ArchSpec) -> list[tuple[str, str]]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def drawn(*words: object) -> float:
     """A number from a normal distribution that follows from the words and from nothing else."""
     return random.Random(repr(words)).gauss(0, 1)
@@ -127,7 +123,9 @@ def run(sampler: str, budget: str, seed: int, trials: int) -> dict[str, object]:
         outcome = Search(problem, Path(folder), executor).run(check_budget(problem), lambda progress: None)
         seconds = time.perf_counter() - started
     points = [(executor.truths[each.arch_id], each.cost.latency.value_ms) for each in outcome.evaluated]
-    volumes = {count: hypervolume(points[:count], problem.settings.budget_ms) for count in CHECKPOINTS if count <= trials}
+    volumes = {
+        count: hypervolume(points[:count], problem.settings.budget_ms) for count in CHECKPOINTS if count <= trials
+    }
     curve = [round(hypervolume(points[:count], problem.settings.budget_ms), 6) for count in range(5, trials + 1, 5)]
     return {
         "sampler": sampler,
@@ -162,7 +160,9 @@ def main() -> None:
                 with options.runs.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 last = list(result["hypervolume"].values())
-                print(sampler, budget, seed, " ".join(f"{each:.4f}" for each in last), result["ms_per_trial"], flush=True)
+                print(
+                    sampler, budget, seed, " ".join(f"{each:.4f}" for each in last), result["ms_per_trial"], flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def test_any_node_of_a_kernel_may_give_its_name_and_several_may() -> None:
     by_last = traced(("relu", 1.0), ("b0_dw", 1.0), ("pool", 1.0), ("sigmoid", 1.0), ("product", 1.0), ("out0", 1.0))
     assert by_first == by_last
     assert [each[1:] for each in by_first] == [(1.0, 1)] * 6
+    assert traced(("stem", 1.0), ("out0", 9.0))[-1][1:] == (9.0, 1)
     apart = traced(("stem", 1.0), ("relu", 0.5), ("b0_dw", 1.0), ("output", 1.0))
     assert apart[0][1:] == (1.5, 2)
     assert apart[2][1:] == (0.0, 0), "what the runtime did not run took nothing"

@@ -172,8 +172,8 @@ def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
             continue
         times = np.array([each.own_ms for each in sightings])
         steps = np.array([own_mb * _steps(each.network_mb) for each in sightings])
-        # Within one kernel, whatever that takes; noise grows with the root of the time. Steps and times are counted from
-        # the middle network, which is the same for both, as weights only ever cost more in larger ones.
+        # Within one kernel, whatever that takes; noise grows with the root of the time. Steps and times are counted
+        # from the middle network, which is the same for both, as weights only ever cost more in larger ones.
         weight = 1 / np.sqrt(times.mean())
         rows.append((steps - np.median(steps, axis=0)) * weight)
         goals.append((times - np.median(times)) * weight)

@@ -221,8 +221,9 @@ def test_a_certificate_by_hand() -> None:
     assert [miss.network for miss in found.worst[:2]] == ["n16", "n24"]
     assert (found.worst[0].measured_ms, found.worst[0].predicted_ms) == (3.15, pytest.approx(3.5))
     assert (found.fastest_ms, found.slowest_ms) == (pytest.approx(1.5), pytest.approx(4.5))
-    assert 0.9 <= found.low_ratio < 0.95
-    assert 1.05 < found.high_ratio <= 16 / 15
+    # Of 0.9, 1, 1 and 16/15, 0.075 of the way behind the first, and before the last.
+    assert found.low_ratio == pytest.approx(0.9 + 0.075 * 0.1)
+    assert found.high_ratio == pytest.approx(16 / 15 - 0.075 / 15)
     # The last of a network's times against the first: 2 %, 7.7 % and 20 % apart.
     assert found.noise_percent == pytest.approx((2 + 100 / 13 + 20) / 3)
     assert found.noise_within_5_percent == pytest.approx(100 / 3)

@@ -7,7 +7,7 @@ from math import prod
 from hardware.graph import DeployGraph
 from hardware.kernels import FusionRule, fuse, fused_chains
 from hardware.onnx_model import OUTPUT_NAME
-from hardware.ops import GlobalPool, weight_shapes
+from hardware.ops import GlobalPool, label, weight_shapes
 from hardware.table_fit import KernelTrace
 
 BYTES_PER_WEIGHT = 4
@@ -52,6 +52,8 @@ def attributed(
     for operator in operators:
         index = _kernel_of(operator.name, place)
         if index is None:
+            index = _next_of_kind(operator.name, graph, chains, launches)
+        if index is None:
             waiting_ms, waiting = waiting_ms + operator.time_ms, waiting + 1
             inserted_ms += operator.time_ms
             continue
@@ -76,6 +78,24 @@ def _kernel_of(name: str, place: Mapping[str, int]) -> int | None:
         if not separator:
             return None
     return place[name]
+
+
+def _next_of_kind(
+    name: str, graph: DeployGraph, chains: Sequence[tuple[int, ...]], launches: Sequence[int]
+) -> int | None:
+    """The next kernel without a time yet whose operation the name begins with.
+
+    Runtimes call after its kind what they put together themselves, such as `Gelu_token_3`.
+    """
+    kind = name.partition("_")[0].lower()
+    return next(
+        (
+            index
+            for index, chain in enumerate(chains)
+            if not launches[index] and label(graph.nodes[chain[0]].op).replace("_", "") == kind
+        ),
+        None,
+    )
 
 
 def _weight_bytes(graph: DeployGraph, chain: tuple[int, ...]) -> int:

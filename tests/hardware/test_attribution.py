@@ -75,6 +75,15 @@ def test_a_name_within_a_name_is_not_taken_for_it() -> None:
     assert found[1][1:] == (2.0, 2), "b0 is nobody's, and stands before the kernel that b0_dw_1 belongs to"
 
 
+def test_what_a_runtime_puts_together_itself_goes_to_the_next_kernel_of_that_kind() -> None:
+    graph = GraphBuilder((4, 8, 8))
+    first = graph.add("a", Activation("gelu"), graph.input)
+    conv = graph.add("conv", Conv(4, (1, 1)), first)
+    graph.add("b", Activation("gelu"), conv)
+    operators = [OperatorTime("Gelu_token_0", 1.0), OperatorTime("conv", 2.0), OperatorTime("Gelu_token_7", 4.0)]
+    assert [each.traced_ms for each in attributed(graph.build(), (), operators)] == [1.0, 2.0, 4.0]
+
+
 def test_weights_are_counted_by_hand() -> None:
     graph = gated()
     names = [node.name for node in graph.nodes[1:]]
@@ -90,8 +99,8 @@ def test_weights_are_counted_by_hand() -> None:
 
 
 def test_operators_of_another_network_are_refused_with_their_names() -> None:
-    with pytest.raises(UnknownOperator, match=r"got Conv_0, Conv_1, Conv_2 \.\.\."):
-        traced(("Conv_0", 1.0), ("Conv_1", 1.0), ("Conv_2", 1.0), ("stem", 1.0))
+    with pytest.raises(UnknownOperator, match=r"got /0/Conv, /1/Conv, /2/Conv \.\.\."):
+        traced(("/0/Conv", 1.0), ("/1/Conv", 1.0), ("/2/Conv", 1.0), ("stem", 1.0))
     with pytest.raises(UnknownOperator, match="got none"):
         traced()
 

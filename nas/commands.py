@@ -13,10 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hardware.cost import BYTES_PER_FLOAT, cost, receptive_field
+from hardware.cost import cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
-from hardware.latency_table import Tier, worst_tier
+from hardware.latency_table import Tier, kernel_sums
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
 from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
@@ -257,11 +257,7 @@ def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
     field = receptive_field(graph)
     kernels = fuse(graph, target.fusion_rules)
     latencies = [target.latency_model.kernel(kernel) for kernel in kernels]
-    total = target.latency_model.network(
-        sum(each.value_ms for each in latencies),
-        BYTES_PER_FLOAT * own.params,
-        worst_tier(each.tier for each in latencies),
-    )
+    total = target.latency_model.network(kernel_sums(target.latency_model, kernels))
     return {
         "spec_id": spec_id(spec),
         "spec": spec_to_dict(spec),

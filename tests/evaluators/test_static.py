@@ -8,7 +8,7 @@ from evaluators.static import StaticCosts
 from hardware.kernels import fuse
 from hardware.latency_table import Tier, UnmeasuredKernel
 from hardware.profiled_table import ProfiledModel, empty_table
-from hardware.table_fit import WEIGHT_KNOTS_MB, Overheads, Row, TableFit
+from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
 from hardware.targets import load_target
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
@@ -46,7 +46,7 @@ def test_an_unmeasured_kernel_is_an_error_that_names_it_and_never_zero():
 def test_a_table_that_knows_all_kernels_but_one_still_refuses():
     target = load_target("host")
     # From 0.25 MB of weights on a megabyte costs 2 ms, which these networks do not reach.
-    overheads = Overheads(0.125, 0.002, (2.0,) + (0.0,) * (len(WEIGHT_KNOTS_MB) - 2))
+    overheads = Overheads(0.125, 0.002, (2.0,) + (0.0,) * (len(KNOTS_MB) - 2))
     rows = {}
 
     def costs():
@@ -69,7 +69,7 @@ def test_weights_beyond_the_caches_are_paid_for():
     target = load_target("host")
     spec = replace(SPEC, head=Classifier(50_000))
     kernels = fuse(deploy_graph(spec), target.fusion_rules)
-    overheads = Overheads(0.0, 0.0, (2.0,) + (0.0,) * (len(WEIGHT_KNOTS_MB) - 2))
+    overheads = Overheads(0.0, 0.0, (2.0,) + (0.0,) * (len(KNOTS_MB) - 2))
     rows = {kernel.key: Row(1.0, 0.1, 1) for kernel in kernels}
     table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads, {}))
     found = StaticCosts(replace(target, latency_model=ProfiledModel(table)))(spec)

@@ -268,8 +268,8 @@ def _nonnegative_steps(
     for _ in range(4):
         found = nonnegative_least_squares(matrix[kept], goal[kept])
         rest = np.abs(goal - matrix @ found)
+        # What holds a step to nothing gives way as well where the evidence is of another mind.
         kept = rest <= DISTURBED_SPREADS * float(np.median(rest))
-        kept[-count:] = True
     return [float(step) for step in found]
 
 

@@ -57,7 +57,7 @@ def new_table(monkeypatch, problem):
     return install
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite"])
+@pytest.mark.parametrize("storage", [None, pytest.param("sqlite", marks=pytest.mark.slow)])
 def test_a_changed_table_is_refused_and_on_request_everything_paid_for_is_used(nas, new_table, tmp_path, storage):
     url = f"sqlite:///{tmp_path / 'studies.db'}" if storage else None
     assert nas(StudyExecutor(), *SEARCH, "15", *(["--storage", url] if url else []))[0] == DONE

@@ -2,8 +2,9 @@
 
 A study repeats itself. Proposal n follows from the seed and from the results of the first n - WINDOW proposals, however
 many workers there are and whichever of them is quicker, because results are told in the order of asking. So a resumed
-study is run again from its beginning with the remembered results in place of evaluations, which takes a millisecond
-per trial, and then simply goes on; nothing of the sampler's state needs to be kept.
+study is run again from its beginning with the remembered results in place of evaluations, which takes as long as the
+sampler takes to propose, from milliseconds to two tenths of a second per trial, and then simply goes on; nothing of the
+sampler's state needs to be kept.
 """
 
 import logging

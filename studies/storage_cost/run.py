@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--trials", default="100,1000")
     parser.add_argument("--genes", type=int, default=60)
     parser.add_argument("--postgres", help="URL of a PostgreSQL database to measure as well")
+    parser.add_argument("--storages", default="memory,journal,sqlite,postgresql")
     options = parser.parse_args()
     counts = [int(text) for text in options.trials.split(",")]
     genes = {f"gene{index}": OPTIONS for index in range(options.genes)}
@@ -95,10 +96,13 @@ def main() -> None:
         if options.postgres:
             prefix = f"cost-{os.getpid()}-"
             openers["postgresql"] = lambda name: open_study(folder, prefix + name, options.postgres)
-        for storage, open_it in openers.items():
-            result[storage] = measured(open_it, genes, counts)
+        for storage in options.storages.split(","):
+            if storage not in openers:
+                continue
+            result[storage] = measured(openers[storage], genes, counts)
             print(storage, result[storage], flush=True)
-        result["journal_bytes_per_trial"] = round((folder / "journal.log").stat().st_size / (max(counts) + BY_GENE))
+        if (folder / "journal.log").exists():
+            result["journal_bytes_per_trial"] = round((folder / "journal.log").stat().st_size / (max(counts) + BY_GENE))
     result["load_at_end"] = os.getloadavg()[0]
     print(json.dumps(result, indent=2))
 

@@ -112,6 +112,32 @@ def _build_parser() -> _Parser:
     show.add_argument("--trial", type=int, metavar="N", help="one member")
     _add_common(show)
 
+    export = add("export", _export, "trained members as folders that stand alone: ONNX, ncnn, MNN, torch")
+    _add_study(export)
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--front", action="store_true", help="every member of the front, as without --trial")
+    which.add_argument("--trial", type=int, nargs="+", metavar="N", help="these trained members")
+    export.add_argument("--format", default="onnx", metavar="F,F", help="of onnx, ncnn, mnn and torch; default: onnx")
+    export.add_argument("--batch", type=int, metavar="N", help="fix the batch of ONNX and torch, which is free without")
+    export.add_argument("--int8", action="store_true", help="beside model.onnx a model.int8.onnx in eight bits")
+    export.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="leave eight bits out where they cost more validation accuracy than this; default: 0.01",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new or empty folder")
+    export.add_argument("--force", action="store_true", help="replace members in a folder that is not empty")
+    _add_voice(export)
+
+    report = add("report", _report, "one HTML file about a study that needs nothing beside itself")
+    _add_study(report)
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to; default: report.html in the study's folder")
+    report.add_argument("--svg", type=Path, metavar="FILE", help="the picture of the front by itself")
+    report.add_argument("--png", type=Path, metavar="FILE", help="the same as pixels")
+    _add_voice(report)
+
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
     predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
@@ -188,8 +214,17 @@ def _add_families(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--families", dest="module", metavar="MODULE", help="a module with block families of your own")
 
 
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", help="name or folder of the study")
+    parser.add_argument("--studies", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    _add_voice(parser)
+
+
+def _add_voice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -215,6 +250,31 @@ def _show(options: argparse.Namespace) -> int:
     from nas.commands import show
 
     return show(options.study, options.trial, _view(options))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from nas.commands import View
+    from nas.export_command import ExportWords, export
+
+    words = ExportWords(
+        study=options.study,
+        trials=None if options.trial is None else tuple(options.trial),
+        formats=options.format,
+        batch=options.batch,
+        int8=options.int8,
+        max_drop=options.max_drop,
+        out=options.out,
+        force=options.force,
+    )
+    return export(words, View(options.studies, options.json, options.quiet))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from nas.commands import View
+    from nas.report_command import report
+
+    view = View(options.studies, options.json, options.quiet)
+    return report(options.study, options.out, options.svg, options.png, view)
 
 
 def _predict(options: argparse.Namespace) -> int:

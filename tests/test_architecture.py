@@ -22,8 +22,8 @@ ONLY_IN = {
     "optuna": ("nas/",),
     "ray": ("nas/executors/ray.py",),
     "rich": ("nas/console.py",),
-    # board.py runs where nothing else of ours does.
-    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py"),
+    # board.py runs where nothing else of ours does; the quantizer comes with the runtime.
+    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py", "hardware/onnx_int8.py"),
     "ncnn": ("hardware/runners/ncnn.py", "hardware/board.py"),
     "MNN": ("hardware/runners/mnn.py", "hardware/board.py"),
     "_tools": ("hardware/runners/mnn.py",),
@@ -31,7 +31,7 @@ ONLY_IN = {
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
     "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
-    "PIL": ("evaluators/",),
+    "PIL": ("evaluators/", "nas/export.py"),
 }
 
 # Slow to import, or needed by few: they wait until a function is called.

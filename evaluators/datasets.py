@@ -129,8 +129,9 @@ class Dataset:
         return self._resized(self._test, resolution)
 
     def validation_image(self, index: int) -> npt.NDArray[np.uint8]:
-        """A validation image as it was read, (channels, side, side) with white 255, at the place that it has in `at`."""
-        return self._val.pixels[index].copy()
+        """A validation image as it was read, (channels, side, side) with white 255, by its place in `at`."""
+        image: npt.NDArray[np.uint8] = self._val.pixels[index].copy()
+        return image
 
     def _resized(self, images: LabelledImages, resolution: int) -> HeldOut:
         if resolution < 1:

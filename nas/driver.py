@@ -22,6 +22,7 @@ from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, resolve
 from nas.report import write_report
 from nas.results import Key
+from nas.run_record import write_run_record
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
 from nas.storage import driver_lock, open_storage
@@ -174,7 +175,8 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             ]
         document = front_document(record, front_of(finished))
         write_front(folder, document)
-        write_report(folder, document, outcome, finished, seconds)
+        write_run_record(folder, finished, failures, outcome, seconds)
+        write_report(folder)
         return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
 
 

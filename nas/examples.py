@@ -1,4 +1,4 @@
-"""The ten lines of Python that go with each exported format: they need its runtime, numpy and pillow, nothing of ours."""
+"""The lines of Python that go with each exported format: they need its runtime, numpy and pillow, nothing of ours."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -35,7 +35,13 @@ from searchspace.network import build_network, deploy
 from searchspace.spaces import space_named
 from searchspace.spec import read_spec
 
-MANIFEST, SPEC, WEIGHTS, SAMPLE, INT8 = "manifest.json", "spec.yaml", "weights.safetensors", "sample.png", "model.int8.onnx"
+MANIFEST, SPEC, WEIGHTS, SAMPLE, INT8 = (
+    "manifest.json",
+    "spec.yaml",
+    "weights.safetensors",
+    "sample.png",
+    "model.int8.onnx",
+)
 
 # For one file and all its images.
 RUN_TIMEOUT_S = 300.0
@@ -92,7 +98,9 @@ def open_trained(folder: Path) -> TrainedStudy:
     space_named(record.space)  # one of the user's own registers the families of its members
     data = dataset(DataKey(record.data, record.seed, record.data_limit))
     if data.fingerprint != record.data_fingerprint:
-        raise ConfigError(f"study {record.study}: the images of {record.data} have changed since it began; restore them")
+        raise ConfigError(
+            f"study {record.study}: the images of {record.data} have changed since it began; restore them"
+        )
     members = [*front["members"]]
     if (folder / RUN_JSON).exists():
         members += read_run_record(folder)["finalists"]
@@ -249,7 +257,7 @@ def compared(expected: FloatArray, computed: FloatArray | Failed) -> dict[str, A
     parity = difference(expected, computed)
     if not np.isfinite(parity.max_abs):
         return {"same": False, "why": "its outputs are not finite, or have another shape"}
-    found = {
+    found: dict[str, Any] = {
         "same": parity.is_same,
         "max_abs": parity.max_abs,
         "max_rel": parity.max_rel,
@@ -300,9 +308,7 @@ def _add_int8(work: _Work, study: TrainedStudy, max_drop: float) -> None:
     if before - after > max_drop:
         int8_file.unlink()
         del work.int8["files"]
-        work.int8["refused"] = (
-            f"accuracy falls from {before:.4f} to {after:.4f}, by more than --max-drop {max_drop:g}"
-        )
+        work.int8["refused"] = f"accuracy falls from {before:.4f} to {after:.4f}, by more than --max-drop {max_drop:g}"
 
 
 def _finished(work: _Work, study: TrainedStudy, plan: ExportPlan, out: Path) -> Exported:

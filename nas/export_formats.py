@@ -70,9 +70,7 @@ def _write_torch(subjects: Sequence[tuple[Subject, Path]]) -> Sequence[Failed | 
 FORMATS: Mapping[str, Format] = {
     each.name: each
     for each in (
-        Format(
-            "onnx", "onnxruntime", "onnxruntime", ("model.onnx",), ("model.onnx",), _write_onnx, onnxruntime.run
-        ),
+        Format("onnx", "onnxruntime", "onnxruntime", ("model.onnx",), ("model.onnx",), _write_onnx, onnxruntime.run),
         Format(
             "ncnn",
             "ncnn",

@@ -59,7 +59,7 @@ def run_source(path: Path, images: FloatArray) -> FloatArray:
 def _run(network: Callable[[torch.Tensor], torch.Tensor], images: FloatArray, batch: int | None) -> FloatArray:
     torch.set_num_threads(1)
     with torch.no_grad():
-        parts = [network(part) for part in torch.from_numpy(images).split(batch or 64)]
+        parts = [network(part) for part in torch.split(torch.from_numpy(images), batch or 64)]
     result: FloatArray = torch.cat(parts).numpy()
     return result
 

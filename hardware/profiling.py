@@ -137,14 +137,16 @@ class Bench:
 def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | None) -> dict[str, str]:
     """Writes the job folder of a profile; returns why some networks cannot be written, by their names.
 
-    The rounds of checks lie between thirds of what is learnt from, so that they show how far the machine drifts
-    meanwhile. time_s None times every network.
+    The rounds of checks lie between parts of what is learnt from, so that they show how far the machine drifts
+    meanwhile; the last part is the largest, so that the rounds are through when a slower device runs out of time.
+    time_s None times every network.
     """
-    third = -(-len(profile.learning) // ROUNDS)
+    count = len(profile.learning)
+    bounds = [0, *(count * number // (ROUNDS + 1) for number in range(1, ROUNDS)), count]
     asked = [_Asked("sentinel", profile.checks[len(profile.checks) // 2])]
     for number in range(ROUNDS):
         asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
-        learning = profile.learning[number * third : (number + 1) * third]
+        learning = profile.learning[bounds[number] : bounds[number + 1]]
         asked += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in learning]
     return _write_folder(folder, asked, bench, time_s)
 

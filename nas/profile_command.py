@@ -9,7 +9,7 @@ import yaml
 from hardware.adb import AdbPython
 from hardware.profiled_table import Certificate, ProfiledTable
 from hardware.strict_yaml import ConfigError
-from hardware.transports import Local, Progress, Ssh, Transport
+from hardware.transports import Local, Ssh, Transport
 from nas.certificates import Connection, connection_path
 from nas.cli import DONE
 from nas.commands import View
@@ -50,11 +50,7 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
     else:
         transport = _transport(target, way)
         with observer(view.quiet) as watching:
-
-            def tell(progress: Progress) -> None:
-                watching.measuring(progress.done, progress.total)
-
-            table = make(wanted, transport, tell)
+            table = make(wanted, transport, watching.measuring)
         _remember(target, way)
     if view.json:
         print(json.dumps(_as_json(table), indent=2, allow_nan=False))

@@ -1,8 +1,9 @@
 """Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.board import SAMPLES
@@ -23,12 +24,14 @@ from hardware.targets import (
     host_identity,
     table_path,
 )
-from hardware.transports import OnProgress, Transport
+from hardware.transports import Progress, Transport
 from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
-from searchspace.spaces import SPACES, space_named
+from searchspace.spaces import space_named
 from searchspace.spec import deploy_id
+
+OnMeasured = Callable[[int, int, float], None]
 
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
@@ -65,8 +68,10 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
     return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)
 
 
-def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:
+def make(wanted: Wanted, transport: Transport, on_progress: OnMeasured) -> ProfiledTable:
     """Runs networks of the space on the device and makes its table, with all that was run there before.
+
+    on_progress hears how many models are done, of how many at most, and how many seconds are left for the others.
 
     Raises:
         ConfigError: a name is unknown, the device cannot measure, or too little was measured.
@@ -74,7 +79,17 @@ def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> Profi
     """
     described = described_target(wanted.target, wanted.runtime)
     folder, refused = prepared(wanted, described)
-    transport.measure(folder, on_progress)
+    started = time.monotonic()
+    before: int | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal before
+        before = progress.done - 1 if before is None else before
+        passed_s = time.monotonic() - started
+        paced_s = passed_s / max(1, progress.done - before) * (progress.total - progress.done)
+        on_progress(progress.done, progress.total, max(0.0, min(wanted.time_s - passed_s, paced_s)))
+
+    transport.measure(folder, tell)
     return tabulate(wanted, described, refused)
 
 
@@ -123,10 +138,9 @@ def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
 def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) -> ProfiledTable:
     """The table of everything that was run on the device, written where `load_target` finds it."""
     profiles = {}
-    for name, space in SPACES.items():
-        folder = job_folder(replace(wanted, space=name), described)
-        if (folder / SAMPLES).exists():
-            profiles[name] = profile_of(space, described.fusion_rules), load_results(folder)
+    for samples in sorted(job_folder(wanted, described).parent.glob(f"*/{SAMPLES}")):
+        name = samples.parent.name
+        profiles[name] = profile_of(space_named(name), described.fusion_rules), load_results(samples.parent)
     identity = _identity(wanted, described, [results for _, results in profiles.values()])
     table = make_table(identity, profiles, refused)
     of_host = wanted.target == "host"

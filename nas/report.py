@@ -171,6 +171,9 @@ _SCORE_SIGN = {"loss": -1.0}
 
 def _trust(finalists: Sequence[Mapping[str, Any]], leading: str) -> list[str]:
     """Rank correlation of what was known early with the accuracy after training."""
+    count = len(finalists)
+    if count < 3:
+        return [f"<p>{count} trained network{'s' if count != 1 else ''}: too few to say anything about the scores.</p>"]
     accuracies = [each["accuracy"]["value"] for each in finalists]
     rows = []
     for name in dict.fromkeys(("score", "loss", "macs", "params")):
@@ -180,9 +183,6 @@ def _trust(finalists: Sequence[Mapping[str, Any]], leading: str) -> list[str]:
         rho, luck = spearman(values, accuracies), chance(values, accuracies)
         called = {"score": f"{leading}, which led", "loss": "early loss, lower is better"}.get(name, name)
         rows.append([called, "-" if rho is None else f"{rho:+.2f}", "-" if luck is None else f"{100 * luck:.3g} %"])
-    count = len(finalists)
-    if count < 3:
-        return [f"<p>{count} trained network{'s' if count != 1 else ''}: too few to say anything about the scores.</p>"]
     return [
         _table(["known early", "rank correlation with accuracy", "as strong by chance"], rows),
         f"<p>{count} points, chosen because a score favoured them and trained once each: "

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Modules of the user's own are found where he works, behind everything that is installed.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    parser = _build_parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -80,7 +80,8 @@ def _report_error(error: Exception) -> int:
     return code
 
 
-def _build_parser() -> _Parser:
+def build_parser() -> _Parser:
+    """Every command with its flags."""
     parser = _Parser(prog="nas", description="Finds neural networks for small devices.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"nas {__version__}")
     parser.set_defaults(command=None, debug=False)

@@ -31,13 +31,14 @@ _STYLE = (
   body { max-width: none; } .wide { overflow: visible; } table { font-size: 0.8rem; }
   h2 { break-after: avoid; } tr, svg { break-inside: avoid; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 58rem; padding: 1rem; overflow-wrap: break-word; }
+  max-width: 62rem; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 0.5rem; }
 p, ul { max-width: 44rem; } li { margin: 0.3rem 0; } .lead { font-size: 1.1rem; }
 .wide { overflow-x: auto; } .note { color: var(--quiet); font-size: 0.9rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; }
-th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
-th { color: var(--quiet); font-weight: 600; }
+th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
+th { color: var(--quiet); font-weight: 600; white-space: normal; vertical-align: bottom; }
+.words { white-space: normal; min-width: 6rem; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .pairs td { text-align: left; white-space: normal; } .pairs td:first-child { color: var(--quiet); white-space: nowrap; }
 svg { width: 100%; max-width: 44rem; height: auto; display: block; }
@@ -184,9 +185,10 @@ def _trust(finalists: Sequence[Mapping[str, Any]], leading: str) -> list[str]:
         called = {"score": f"{leading}, which led", "loss": "early loss, lower is better"}.get(name, name)
         rows.append([called, "-" if rho is None else f"{rho:+.2f}", "-" if luck is None else f"{100 * luck:.3g} %"])
     return [
-        _table(["known early", "rank correlation with accuracy", "as strong by chance"], rows),
-        f"<p>{count} points, chosen because a score favoured them and trained once each: "
-        "this shows a score that misleads, not one that is right.</p>",
+        _table(["known early", "rank correlation", "as strong by chance"], rows),
+        f"<p>{count} points, chosen because a score favoured them and trained once each; the correlation is Spearman's "
+        "with the accuracy, the last column the share of all orders that correlate as strongly. "
+        "This shows a score that misleads, not one that is right.</p>",
     ]
 
 
@@ -239,7 +241,7 @@ def summary(document: Mapping[str, Any]) -> str:
     count = len(document["members"])
     return (
         f"{count} network{'s' if count != 1 else ''} for {document['target']} within {document['budget_ms']:g} ms, "
-        f"trained on {document['data']} with seed {document['seed']}, begun {document['created']}."
+        f"trained on {document['data']} with seed {document['seed']}, begun {document['created'][:10]}."
     )
 
 
@@ -309,8 +311,15 @@ def _front_row(each: Mapping[str, Any]) -> list[str]:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{_text(title)}</th>' for title in titles)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str) -> str:
+    # Lists of words may go on in a second line, figures with their units may not.
+    return (
+        f'<td class="words">{_text(text)}</td>' if text.count(",") > 1 and len(text) > 20 else f"<td>{_text(text)}</td>"
+    )
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> str:

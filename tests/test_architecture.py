@@ -31,7 +31,7 @@ ONLY_IN = {
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
     "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
-    "PIL": ("evaluators/", "nas/export.py"),
+    "PIL": ("evaluators/", "nas/export.py", "nas/front_picture.py"),
 }
 
 # Slow to import, or needed by few: they wait until a function is called.

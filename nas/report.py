@@ -39,9 +39,11 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--faint); text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 600; white-space: normal; vertical-align: bottom; }
 .words { white-space: normal; min-width: 6rem; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; }
+th { min-width: 3rem; }
 .pairs td { text-align: left; white-space: normal; } .pairs td:first-child { color: var(--quiet); white-space: nowrap; }
 svg { width: 100%; max-width: 44rem; height: auto; display: block; }
+@media (max-width: 34rem) { svg text { font-size: 19px; } }
 pre { background: var(--panel); padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 """

@@ -11,7 +11,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ import numpy.typing as npt
 
 from hardware.attribution import OperatorTime, attributed
 from hardware.calibration import spearman
-from hardware.cost import BYTES_PER_FLOAT, cost, node_macs
+from hardware.cost import node_macs
 from hardware.graph import DeployGraph
 from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
 from hardware.job_results import JobResults
 from hardware.kernel_fit import KernelFit
-from hardware.kernels import FusionRule, fuse, fused_chains
-from hardware.latency_table import Tier
+from hardware.kernels import FusionRule, fuse, fused_chains, moved_elements
+from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTable, TableIdentity
 from hardware.strict_yaml import ConfigError
@@ -39,6 +38,8 @@ ROUNDS = 3
 WORST = 5
 # Below this nothing can be learnt of overheads.
 FEWEST_NETWORKS = 12
+# The network that shows whether anything disturbs the machine.
+SENTINEL = "sentinel"
 
 # What the first and the last value of a network are called in the files of a runtime.
 ENDS: Mapping[str, tuple[str, str]] = {
@@ -105,7 +106,7 @@ def by_importance(subjects: Sequence[Subject], rules: Sequence[FusionRule]) -> l
 def _kernel_shares(graph: DeployGraph, rules: Sequence[FusionRule]) -> dict[str, float]:
     work: Counter[str] = Counter()
     for kernel, chain in zip(fuse(graph, rules), fused_chains(graph, rules), strict=True):
-        moved = sum(map(prod, kernel.in_shapes)) + prod(kernel.out_shape)
+        moved = moved_elements(kernel)
         work[kernel.key] += MACS_PER_MOVED_VALUE * moved + sum(node_macs(graph, graph.nodes[index]) for index in chain)
     total = sum(work.values())
     return {key: value / total for key, value in work.items()}
@@ -140,10 +141,13 @@ def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | Non
     The rounds of checks lie between parts of what is learnt from, so that they show how far the machine drifts
     meanwhile; the last part is the largest, so that the rounds are through when a slower device runs out of time.
     time_s None times every network.
+
+    Raises:
+        ConfigError: the runtime cannot run any of the networks.
     """
     count = len(profile.learning)
     bounds = [0, *(count * number // (ROUNDS + 1) for number in range(1, ROUNDS)), count]
-    asked = [_Asked("sentinel", profile.checks[len(profile.checks) // 2])]
+    asked = [_Asked(SENTINEL, profile.checks[len(profile.checks) // 2])]
     for number in range(ROUNDS):
         asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
         learning = profile.learning[bounds[number] : bounds[number + 1]]
@@ -162,10 +166,15 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {each.subject.name: each.subject.graph for each in asked}
     files = {name: folder / f"{name}{SUFFIXES[bench.runtime]}" for name in graphs}
-    # What an earlier run has written is what would be written now.
-    missing = [name for name, path in files.items() if not path.exists()]
-    written = bench.write_models([(graphs[name], files[name]) for name in missing])
-    refused = {name: answer.reason for name, answer in zip(missing, written, strict=True) if isinstance(answer, Failed)}
+    refused = _write_missing(graphs, files, bench)
+    possible = [each for each in asked if each.subject.name not in refused]
+    if not possible:
+        raise ConfigError(
+            f"{bench.runtime} must be able to run some of the networks, got none that it can: "
+            f"{next(iter(refused.values()))}; choose another --runtime"
+        )
+    if possible[0].id != SENTINEL:
+        possible.insert(0, _Asked(SENTINEL, possible[0].subject))
     entering, leaving = ENDS[bench.runtime]
     jobs = tuple(
         Job(
@@ -175,10 +184,8 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
             output=leaving,
             trace=tuple(node.name for node in each.subject.graph.nodes[1:]) if each.is_traced else None,
         )
-        for each in asked
-        if each.subject.name not in refused
+        for each in possible
     )
-    sentinel = "sentinel" if asked[0].subject.name not in refused else None
     write_jobs(
         folder,
         JobList(
@@ -187,10 +194,25 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
             cpus=bench.cpus,
             protocol=PROTOCOL,
             time_limit_s=time_limit_s,
-            sentinel=sentinel,
+            sentinel=SENTINEL,
             jobs=jobs,
         ),
     )
+    return refused
+
+
+def _write_missing(graphs: Mapping[str, DeployGraph], files: Mapping[str, Path], bench: Bench) -> dict[str, str]:
+    """Writes the files that are not there, and returns why some cannot be."""
+    # What an earlier run has written is what would be written now. It gets its name once it is whole.
+    missing = [name for name, path in files.items() if not path.exists()]
+    drafts = [files[name].with_name(f"draft-{files[name].name}") for name in missing]
+    refused = {}
+    written = bench.write_models([(graphs[name], draft) for name, draft in zip(missing, drafts, strict=True)])
+    for name, draft, answer in zip(missing, drafts, written, strict=True):
+        if isinstance(answer, Failed):
+            refused[name] = answer.reason
+        else:
+            draft.replace(files[name])
     return refused
 
 
@@ -219,17 +241,17 @@ def checked(profile: Profile, results: JobResults) -> dict[str, list[float]]:
 
 
 def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
-    """How well the table foretells networks that it has not seen; None where none was timed."""
-    graphs = {subject.name: subject.graph for subject in profile.checks}
+    """How well the table foretells networks that it has not seen; None where none was timed.
+
+    Networks with kernels of which it knows nothing do not count, see `not_foretold`.
+    """
     model = ProfiledModel(table)
-    misses = [
-        Miss(
-            network=name,
-            measured_ms=statistics.median(times),
-            predicted_ms=predict_ms(model, graphs[name], profile.rules),
-        )
-        for name, times in times_ms.items()
-    ]
+    misses = []
+    for subject in profile.checks:
+        if subject.name in times_ms and not _unknown_kernels(model, subject.graph, profile.rules):
+            measured_ms = statistics.median(times_ms[subject.name])
+            predicted_ms = predict_ms(model, subject.graph, profile.rules)
+            misses.append(Miss(network=subject.name, measured_ms=measured_ms, predicted_ms=predicted_ms))
     if not misses:
         return None
     measured = np.array([miss.measured_ms for miss in misses])
@@ -253,10 +275,30 @@ def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Seque
     )
 
 
+def not_foretold(profile: Profile, table: ProfiledTable) -> dict[str, str]:
+    """Of each check that the table can say nothing of, why."""
+    model = ProfiledModel(table)
+    unknown = {each.name: _unknown_kernels(model, each.graph, profile.rules) for each in profile.checks}
+    return {
+        name: f"it has kernels unlike all that were measured: {'; '.join(keys)}"
+        for name, keys in unknown.items()
+        if keys
+    }
+
+
+def _unknown_kernels(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> list[str]:
+    found = []
+    for kernel in fuse(graph, rules):
+        try:
+            model.kernel(kernel)
+        except UnmeasuredKernel:
+            found.append(kernel.key)
+    return found
+
+
 def predict_ms(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> float:
     """What the model expects of a network."""
-    total_ms = sum(model.kernel(kernel).value_ms for kernel in fuse(graph, rules))
-    return model.network(total_ms, BYTES_PER_FLOAT * cost(graph).params, Tier.measured).value_ms
+    return model.network(kernel_sums(model, fuse(graph, rules))).value_ms
 
 
 def _percent(values: npt.NDArray[np.floating] | npt.NDArray[np.bool_]) -> float:
@@ -298,7 +340,9 @@ def make_table(
         for space, (profile, results) in profiles.items()
         if (certificate := certify(profile, table, checked(profile, results))) is not None
     }
-    return replace(table, certificates=certificates)
+    for profile, _ in profiles.values():
+        refused |= not_foretold(profile, table)
+    return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused})
 
 
 def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str, Any]:

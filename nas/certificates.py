@@ -1,5 +1,6 @@
 """Finalists measured whole on the device itself: fused as they are deployed and, beside it, as they were trained."""
 
+import logging
 import shutil
 import statistics
 import tempfile
@@ -12,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from hardware.adb import AdbPython
+from hardware.board import SAMPLES
 from hardware.graph import DeployGraph
 from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, write_jobs
-from hardware.job_results import JobResults, JobTiming, load_results
+from hardware.job_results import JobResults, JobTiming, has_results, load_results
 from hardware.latency_table import Latency, Tier
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiling import ENDS
@@ -26,6 +28,8 @@ from hardware.targets import Target, boards_folder
 from hardware.transports import Local, Ssh, Transport
 from searchspace.network import build_network, deploy_graph
 from searchspace.spec import ArchSpec
+
+logger = logging.getLogger(__name__)
 
 # Longer than networks are timed for a table, and in rounds, since a single median moves by some per cent.
 PROTOCOL = JobProtocol(warmup_s=0.1, min_runs=30, min_s=0.3, max_s=5.0, sentinel_every=6, retries=3)
@@ -76,6 +80,9 @@ def transport_to(target: str) -> Transport | None:
 def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> dict[int, Measured]:
     """The members, by trial, measured on the device; none where there is no way to it. Files go into `folder`.
 
+    What was measured of the same members before counts; with others, everything is measured anew. A member that the
+    device cannot run is missing, which is logged.
+
     Raises:
         ConfigError, TransportError: the device cannot be reached or cannot measure.
     """
@@ -85,19 +92,31 @@ def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = _write(target, specs, folder)
     write_jobs(folder, jobs)
+    _forget_others(folder)
     transport.measure(folder, lambda progress: None)
     results = load_results(folder)
     found = {}
     for trial in specs:
         fused = _timed(results, f"fused-{trial}")
         if fused is None:
-            raise ConfigError(f"trial {trial} does not run on {target.name}: {results.errors.get(f'fused-{trial}-1')}")
+            why = results.errors.get(f"fused-{trial}-1", "it was not measured")
+            logger.warning("trial %s does not run on %s: %s", trial, target.name, why)
+            continue
         unfused = _timed(results, f"unfused-{trial}")
         found[trial] = Measured(
             Latency(*fused, Tier.measured, f"{target.latency_model.table}, timed whole"),
             unfused[0] if unfused is not None else None,
         )
     return found
+
+
+def _forget_others(folder: Path) -> None:
+    """Removes results that are not of the folder's jobs: the front of a study changes as it goes on."""
+    if has_results(folder):
+        try:
+            load_results(folder)
+        except ConfigError:
+            (folder / SAMPLES).unlink()
 
 
 def measure_graph(target: Target, graph: DeployGraph, name: str) -> JobTiming:
@@ -166,7 +185,10 @@ def _write(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> JobLi
     entering, leaving = ENDS[runtime]
     graphs = {trial: deploy_graph(spec) for trial, spec in specs.items()}
     files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in specs}
-    list(runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs]))
+    written = runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs])
+    for trial, answer in zip(specs, written, strict=True):
+        if isinstance(answer, Failed):
+            raise ConfigError(f"trial {trial}: {target.runtime} cannot take it ({answer.reason})")
     if runtime == "onnxruntime":
         for trial, spec in specs.items():
             files[f"unfused-{trial}"] = folder / f"unfused-{trial}.onnx"

@@ -1,7 +1,6 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -63,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_error(error: Exception) -> int:
     from evaluators.image_files import DataError
+    from hardware.latency_table import UnmeasuredKernel
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
     from nas.quantities import QuantityError
@@ -70,7 +70,7 @@ def _report_error(error: Exception) -> int:
     from searchspace.spec import SpecError
 
     codes = {InfeasibleBudget: INFEASIBLE} | dict.fromkeys(
-        (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
+        (DataError, ConfigError, QuantityError, SpecError, UnmeasuredKernel), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if code == BROKE and not isinstance(error, TransportError):
@@ -334,12 +334,6 @@ def _view(options: argparse.Namespace) -> Any:
     from nas.commands import View
 
     return View(options.out, options.json, options.quiet)
-
-
-def print_json(document: Any) -> None:
-    """One JSON object on stdout."""
-    json.dump(document, sys.stdout, indent=2, allow_nan=False)
-    print()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_operators_by_hand() -> None:
         ("reorder_in", 0.5),  # for the stem's sake
         ("stem_nchwc", 4.0),
         ("b0_dw", 2.0),
-        ("reorder_out", 0.25),  # a pool reads either layout: it is the gate that needs another
+        ("reorder_out", 0.25),  # a pool reads either layout: it is the product that needs another
         ("pool", 0.125),
         ("gate_fused_2", 1.0),
         ("reorder_back", 0.0625),
@@ -51,8 +51,8 @@ def test_operators_by_hand() -> None:
         ("conv+relu", 4.5, 2),
         ("conv", 2.0, 1),
         ("global_pool", 0.125, 1),
-        ("conv+sigmoid", 1.25, 2),
-        ("mul", 0.8125, 2),
+        ("conv+sigmoid", 1.0, 1),
+        ("mul", 1.0625, 3),
         ("conv+add", 3.03125, 2),
     ]
 
@@ -62,6 +62,7 @@ def test_any_node_of_a_kernel_may_give_its_name_and_several_may() -> None:
     by_last = traced(("relu", 1.0), ("b0_dw", 1.0), ("pool", 1.0), ("sigmoid", 1.0), ("product", 1.0), ("out0", 1.0))
     assert by_first == by_last
     assert [each[1:] for each in by_first] == [(1.0, 1)] * 6
+    assert traced(("stem", 1.0), ("out0", 9.0))[-1][1:] == (9.0, 1)
     apart = traced(("stem", 1.0), ("relu", 0.5), ("b0_dw", 1.0), ("output", 1.0))
     assert apart[0][1:] == (1.5, 2)
     assert apart[2][1:] == (0.0, 0), "what the runtime did not run took nothing"
@@ -72,6 +73,15 @@ def test_a_name_within_a_name_is_not_taken_for_it() -> None:
     found = traced(("b0", 1.0), ("b0_dw_1", 1.0), ("stem", 1.0))
     assert found[0][1:] == (1.0, 1)
     assert found[1][1:] == (2.0, 2), "b0 is nobody's, and stands before the kernel that b0_dw_1 belongs to"
+
+
+def test_what_a_runtime_puts_together_itself_goes_to_the_next_kernel_of_that_kind() -> None:
+    graph = GraphBuilder((4, 8, 8))
+    first = graph.add("a", Activation("gelu"), graph.input)
+    conv = graph.add("conv", Conv(4, (1, 1)), first)
+    graph.add("b", Activation("gelu"), conv)
+    operators = [OperatorTime("Gelu_token_0", 1.0), OperatorTime("conv", 2.0), OperatorTime("Gelu_token_7", 4.0)]
+    assert [each.traced_ms for each in attributed(graph.build(), (), operators)] == [1.0, 2.0, 4.0]
 
 
 def test_weights_are_counted_by_hand() -> None:
@@ -89,8 +99,8 @@ def test_weights_are_counted_by_hand() -> None:
 
 
 def test_operators_of_another_network_are_refused_with_their_names() -> None:
-    with pytest.raises(UnknownOperator, match=r"got Conv_0, Conv_1, Conv_2 \.\.\."):
-        traced(("Conv_0", 1.0), ("Conv_1", 1.0), ("Conv_2", 1.0), ("stem", 1.0))
+    with pytest.raises(UnknownOperator, match=r"got /0/Conv, /1/Conv, /2/Conv \.\.\."):
+        traced(("/0/Conv", 1.0), ("/1/Conv", 1.0), ("/2/Conv", 1.0), ("stem", 1.0))
     with pytest.raises(UnknownOperator, match="got none"):
         traced()
 

@@ -72,7 +72,7 @@ def test_weights_beyond_the_caches_are_paid_for():
     kernels = fuse(deploy_graph(spec), target.fusion_rules)
     # The head uses each of its weights once and doubles; the others' are few.
     steps = (math.log(2.0),) + (0.0,) * (len(KNOTS_MB) - 2)
-    overheads = Overheads(0.0, 0.0, (2.0,) + steps[1:], vector_growth=steps)
+    overheads = Overheads(0.0, 0.0, (2.0, *steps[1:]), vector_growth=steps)
     rows = {kernel.key: Row(1.0, 0.1, 1) for kernel in kernels}
     table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads, {}))
     found = StaticCosts(replace(target, latency_model=ProfiledModel(table)))(spec)

@@ -22,13 +22,16 @@ from pathlib import Path
 
 import numpy as np
 {import_line}
-from PIL import Image, ImageOps
+from PIL import Image
 
 here = Path(__file__).parent
 about = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
 mean, std = (np.float32(about["preprocessing"][name]) for name in ("mean", "std"))
 with Image.open(sys.argv[1] if len(sys.argv) > 1 else here / "sample.png") as file:
-    image = ImageOps.fit(file.convert("{mode}"), ({width}, {height}), Image.Resampling.BILINEAR)
+    side = min(file.size)
+    left, top = (file.width - side) // 2, (file.height - side) // 2
+    square = file.convert("{mode}").crop((left, top, left + side, top + side))
+image = square.resize(({width}, {height}), Image.Resampling.BILINEAR)
 x = (np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 255 - mean) / std
 x = np.ascontiguousarray(x.transpose(2, 0, 1))
 '''

@@ -6,7 +6,6 @@ A study that runs is read while its driver writes: only whole lines count, and w
 import json
 import re
 import threading
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,8 @@ from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
 from nas.members import FRONT_JSON, read_front
-from nas.pareto import front
+from nas.pareto import Point as Pair
+from nas.pareto import dominates, front
 from nas.settings import STUDY_FILE, StudyFile, read_study_file
 from nas.storage import FINISHED, JOURNAL, LOCK, STOPPED
 from nas.study import RESULTS
@@ -103,6 +103,8 @@ class Studies:
         self._runs = runs
         self._lock = threading.Lock()
         self._results: dict[str, _Results] = {}
+        # What was last read of a study, and which state of its files that was.
+        self._live: dict[str, tuple[object, Live]] = {}
         self._open_journals()
 
     def _open_journals(self) -> None:
@@ -136,7 +138,7 @@ class Studies:
             raise NoSuchStudy(f"no study {name[:100]!r} in {self.root}")
         return folder
 
-    def version(self, name: str) -> tuple[object, ...]:
+    def _version(self, name: str) -> tuple[object, ...]:
         """Something that changes with whatever `live` would say."""
         folder = self.folder(name)
         files = (STUDY_FILE, JOURNAL, RESULTS, FRONT_JSON, LOG, LOCK)
@@ -169,15 +171,17 @@ class Studies:
             # Optuna, SQLAlchemy and every database driver have errors of their own; all of them mean this.
             raise ConfigError(f"the trials of {name} cannot be read ({' '.join(str(error).split())[:300]})") from error
 
-    def overview(self, name: str) -> Overview:
-        """A line about a study, whatever is wrong with it."""
-        return self.live(name, with_log=False).overview
+    def live(self, name: str) -> Live:
+        """Everything about a study as of now, whatever is wrong with it."""
+        version = self._version(name)
+        known = self._live.get(name)
+        if known is None or known[0] != version:
+            known = self._live[name] = (version, self._read(self.folder(name)))
+        return known[1]
 
-    def live(self, name: str, *, with_log: bool = True) -> Live:
-        """Everything about a study, as of now."""
-        folder = self.folder(name)
-        state = state_of(folder, self._runs)
-        log = tuple(last_lines(folder / LOG)) if with_log else ()
+    def _read(self, folder: Path) -> Live:
+        name, state = folder.name, state_of(folder, self._runs)
+        log = tuple(last_lines(folder / LOG))
         try:
             record = read_study_file(folder)
             points = [_point(trial) for trial in self.trials(name)]
@@ -322,7 +326,7 @@ def rate_per_minute(points: Sequence[Point], since: datetime) -> float | None:
     return 60 * (len(recent) - 1) / (recent[-1] - recent[0]).total_seconds()
 
 
-def hypervolumes(points: Sequence[tuple[float, float]], budget_ms: float) -> list[float]:
+def hypervolumes(points: Sequence[Pair], budget_ms: float) -> list[float]:
     """After each point, the share of the box that the points so far cover.
 
     Points are (score, latency). The box reaches from the lowest score of all to the highest and from 0 ms to the
@@ -332,24 +336,16 @@ def hypervolumes(points: Sequence[tuple[float, float]], budget_ms: float) -> lis
         return []
     low, high = min(score for score, _ in points), max(score for score, _ in points)
     box = (high - low) * budget_ms
-    # The front so far by rising latency, and so by rising score.
-    latencies: list[float] = []
-    scores: list[float] = []
-    covered, found = 0.0, []
-    for score, latency in points:
-        at = bisect_left(latencies, latency)
-        below = scores[at - 1] if at else low
-        if latency < budget_ms and score > below and not (at < len(latencies) and latencies[at] == latency and scores[at] >= score):
-            end = at
-            reached = below
-            edge = latency
-            while end < len(latencies) and scores[end] <= score:
-                covered += (score - reached) * (latencies[end] - edge)
-                reached, edge = scores[end], latencies[end]
-                end += 1
-            covered += (score - reached) * ((latencies[end] if end < len(latencies) else budget_ms) - edge)
-            latencies[at:end], scores[at:end] = [latency], [score]
-        found.append(covered / box if box > 0 else 0.0)
+    on_front: list[Pair] = []
+    share, found = 0.0, []
+    for point in points:
+        if point[1] < budget_ms and not any(other == point or dominates(other, point) for other in on_front):
+            kept = [other for other in on_front if not dominates(point, other)]
+            on_front = sorted([*kept, point], key=lambda each: each[1])
+            ends = [latency for _, latency in on_front[1:]] + [budget_ms]
+            covered = sum((own - low) * (end - latency) for (own, latency), end in zip(on_front, ends, strict=True))
+            share = covered / box if box > 0 else 0.0
+        found.append(share)
     return found
 
 

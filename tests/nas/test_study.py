@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from hardware.measuring import MeasuringModel
 from optuna.trial import TrialState
 
 from evaluators.evaluator import Failure
 from evaluators.scores import SCORES
 from evaluators.static import StaticCosts
 from hardware.latency_table import MeasuredTable
-from hardware.measuring import MeasuringModel
 from hardware.runners.onnxruntime import Timing
 from hardware.strict_yaml import ConfigError
 from nas import proposals, sampling

@@ -117,7 +117,7 @@ def hypervolume_chart(values: Sequence[float]) -> Markup:
         return element("p", "There is nothing to draw before the second score.", class_="faint")
 
     def draw(size: tuple[int, int]) -> list[Markup]:
-        plot = Plot(size, (1.0, float(len(values))), (0.0, 1.0))
+        plot = Plot(size, (1.0, float(len(values))), _padded(values))
         # A staircase; only its corners are drawn, so that a thousand trials take no longer than a hundred.
         path, before = f"M{plot.x(1):.1f} {plot.y(values[0]):.1f}", values[0]
         for index, value in enumerate(values[1:], start=2):
@@ -127,7 +127,7 @@ def hypervolume_chart(values: Sequence[float]) -> Markup:
         path += f"H{plot.x(len(values)):.1f}"
         return [*_axes(plot, "scored candidates", "hypervolume"), element("path", d=path, class_="line")]
 
-    return _figure(draw, f"hypervolume over {len(values)} scored candidates, now {values[-1]:.3f}")
+    return _figure(draw, f"hypervolume over {len(values)} scored candidates, now {values[-1]:.3f}", heights=(220, 220))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def network_chart(slabs: Sequence[Slab], stages: Sequence[str]) -> Markup:
     largest = max(slab.pixels for slab in slabs)
 
     def draw(size: tuple[int, int]) -> list[Markup]:
-        width, height = size[0], 190
+        width, height = size
         gap = 2.0 if len(slabs) < 60 else 0.5
         between = 8.0
         room = width - 8 - gap * len(slabs) - between * len(stages)
@@ -180,7 +180,7 @@ def _figure(
     pictures = [
         element(
             "svg",
-            *draw(size),
+            *draw((size[0], height)),
             viewBox=f"0 0 {size[0]} {height}",
             role="group",
             aria_label=label,

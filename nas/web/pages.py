@@ -121,8 +121,15 @@ def hint(words: str) -> Markup:
 
 def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
     """What is known, each value under its name."""
-    rows = (element("div", element("dt", key), element("dd", value)) for key, value in pairs)
+    rows = (
+        element("div", element("dt", key), element("dd", value), class_="long" if _is_sentence(value) else None)
+        for key, value in pairs
+    )
     return element("dl", *rows, class_="facts")
+
+
+def _is_sentence(value: object) -> bool:
+    return not isinstance(value, Markup) and len(str(value)) > 50
 
 
 def _section(name: str, title: str | None, *inside: object) -> Markup:
@@ -172,7 +179,17 @@ def _buttons(overview: Overview, token: str) -> Markup:
         forms.append(
             _form(name, "resume", token, element("button", "Resume", id="resume", aria_label=f"Resume {name}{total}"))
         )
-    more = element("input", type="number", name="trials", value=20, min=1, max=100_000, id="more", required=True)
+    more = element(
+        "input",
+        type="number",
+        name="trials",
+        value=20,
+        min=1,
+        max=100_000,
+        id="more",
+        required=True,
+        aria_label="How many more trials",
+    )
     forms.append(
         _form(
             name,

@@ -35,8 +35,6 @@ class _Server6(_Server):
 class _Handler(WSGIRequestHandler):
     # The standard server is changed by overriding it; it has no other way.
     timeout = PATIENCE_S
-    server_version = "edge-nas"
-    sys_version = ""
 
     def log_message(self, format: str, *args: object) -> None:
         """Says nothing: a page asks every two seconds."""

@@ -23,7 +23,7 @@ def trial_page(
 ) -> str:
     """One candidate: what it is, what it costs, what came of it."""
     parts: list[object] = [
-        element("p", element("a", name, href=study_url(name), id="back"), class_="crumbs"),
+        element("p", element("a", f"Back to {name}", href=study_url(name), id="back"), class_="crumbs"),
         element("h1", f"Trial {trial.number}"),
         _trial_facts(trial, found, member),
     ]
@@ -144,7 +144,7 @@ def _kernels(found: Anatomy) -> list[Markup]:
         [
             each.block,
             element("code", each.key),
-            joined(_latency_bar(each.latency_ms / longest), f"{1000 * each.latency_ms:.3g} us"),
+            joined(_latency_bar(each.latency_ms / longest), f"{each.latency_ms:.3g} ms"),
             f"{100 * each.latency_ms / total:.1f} %",
             each.tier,
         ]

@@ -210,7 +210,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers between the two, about so many."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.75)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]

@@ -112,12 +112,12 @@ class Browser:
         return result["result"].get("value")
 
     def until(self, script, what, seconds=WAIT_S):
-        """Waits until the script says something true, and returns that."""
+        """Waits until the script says something true."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             try:
-                if found := self.value(script):
-                    return found
+                if self.value(f"Boolean({script})"):
+                    return
             except BrowserError:
                 pass  # between two pages there is none to ask
             time.sleep(0.1)

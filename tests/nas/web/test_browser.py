@@ -24,7 +24,7 @@ STUDY = """
 target: rk3288
 budget: 5ms
 data_limit: 200
-trials: 24
+trials: 40
 iterations: 8
 finalists: 1
 epochs: 1
@@ -33,8 +33,13 @@ genes:
   resolution: 32
   stem.width: [8, 16]
   stem.stride: 2
+  stage*.family: rdp
+  stage1.depth: 1
+  stage2.depth: [1, 2]
+  stage3.depth: 2
+  stage4.depth: 1
 """
-TOTAL = 24
+TOTAL = 40
 
 # How much wider than the window a page is.
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -61,7 +66,7 @@ def state(browser):
     return browser.text("#facts .state")
 
 
-def wait_for_state(browser, wanted, seconds=180):
+def wait_for_state(browser, wanted, seconds=300):
     script = f"document.querySelector('#facts .state')?.innerText === '{wanted}'"
     browser.until(script, f"the study being {wanted}", seconds)
 

@@ -20,7 +20,7 @@ from nas.web.markup import element
 from nas.web.optuna_pages import OWN_PATHS, OptunaPages
 from nas.web.pages import list_page, page, study_page, study_url
 from nas.web.runs import Refused, Runs
-from nas.web.studies import NoSuchStudy, Studies
+from nas.web.studies import Live, NoSuchStudy, Studies
 from nas.web.trial_page import trial_page
 
 logger = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class App:
         self._guard = guard
         self._optuna = optuna
         self._optuna_writes = optuna_writes
+        # The last page of each study, and what it was drawn from: most of those who ask have it already.
+        self._drawn: dict[str, tuple[Live, object, str]] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
@@ -164,11 +166,13 @@ class App:
 
     def _study(self, name: str, request: Request) -> Answer:
         live = self._studies.live(name)
-        downloads = study_downloads(self._studies.folder(name))
         said, optuna_id = request.query.get("said", ""), self._studies.optuna_id(name)
-        return _fresh(
-            request, study_page(live, self._guard.token, downloads, said, optuna_id, self._optuna is not None)
-        )
+        known = self._drawn.get(name)
+        if known is None or known[0] is not live or known[1] != (said, optuna_id):
+            downloads = study_downloads(self._studies.folder(name))
+            text = study_page(live, self._guard.token, downloads, said, optuna_id, self._optuna is not None)
+            known = self._drawn[name] = (live, (said, optuna_id), text)
+        return _fresh(request, known[2])
 
     def _trial(self, name: str, number: int) -> Answer:
         folder = self._studies.folder(name)

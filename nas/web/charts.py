@@ -47,12 +47,10 @@ class Plot:
 
 
 def search_chart(live: Live, link: Callable[[int], str]) -> Markup:
-    """Every candidate's score against its expected latency."""
+    """Every candidate's score against its expected latency; at least one has to be on the front."""
     assert live.overview.record is not None
     budget_ms, title = live.overview.record.budget_ms, live.overview.record.score
     points = [each for each in live.points if each.score is not None]
-    if not any(each.feasible for each in points):
-        return element("p", "No candidate has a score yet.", class_="faint")
     on_front = set(live.front)
     marks = [
         Mark(each.number, each.latency_ms, each.score or 0.0, each.tier, _candidate_label(each, title))
@@ -112,9 +110,7 @@ def trained_chart(live: Live, link: Callable[[int], str]) -> Markup:
 
 
 def hypervolume_chart(values: Sequence[float]) -> Markup:
-    """How much of the box is covered after each scored candidate."""
-    if len(values) < 2:
-        return element("p", "There is nothing to draw before the second score.", class_="faint")
+    """How much of the box is covered after each scored candidate, of which there are at least two."""
 
     def draw(size: tuple[int, int]) -> list[Markup]:
         plot = Plot(size, (1.0, float(len(values))), _padded(values))

@@ -15,8 +15,6 @@ SAID = {
     "stopped": "The study was asked to stop; it ends after what it is doing.",
 }
 
-SHOWN_FRONT = 30
-
 
 def study_url(name: str, *parts: object) -> str:
     """The address of something in a study."""
@@ -218,19 +216,14 @@ def _pictures(live: Live) -> list[Markup]:
     if live.trained:
         inside = [trained_chart(live, link), _trained_table(live, link)]
         parts.append(_section("trained", "Trained networks", *inside))
-    parts.append(
-        _section(
-            "search", "Search", search_chart(live, link), legend(tiers), _search_words(live), _front_table(live, link)
-        )
-    )
-    parts.append(
-        _section(
-            "hypervolume",
-            "Hypervolume",
-            hypervolume_chart(live.hypervolumes),
-            hint("The share of the box between the lowest and the highest score, below the budget, that is covered."),
-        )
-    )
+    if not live.front:
+        parts.append(_section("search", "Search", hint("No candidate has a score yet.")))
+        return parts
+    searched = [search_chart(live, link), legend(tiers), _search_words(live), _front_table(live, link)]
+    parts.append(_section("search", "Search", *searched))
+    if len(live.hypervolumes) > 1:
+        words = "The share of the box between the lowest and the highest score, below the budget, that is covered."
+        parts.append(_section("hypervolume", "Hypervolume", hypervolume_chart(live.hypervolumes), hint(words)))
     return parts
 
 
@@ -260,9 +253,7 @@ def _trained_table(live: Live, link: Callable[[int], str]) -> Markup:
 def _front_table(live: Live, link: Callable[[int], str]) -> Markup:
     assert live.overview.record is not None
     by_number = {each.number: each for each in live.points}
-    shown = [by_number[number] for number in live.front[:SHOWN_FRONT]]
-    if not shown:
-        return Markup("")
+    shown = [by_number[number] for number in live.front]
     rows = [_front_row(each, link) for each in shown]
     titles = ("candidate", live.overview.record.score, "expected", "at most", "tier")
     return element(

@@ -7,7 +7,7 @@ from math import prod
 from hardware.graph import DeployGraph
 from hardware.kernels import FusionRule, fuse, fused_chains
 from hardware.onnx_model import OUTPUT_NAME
-from hardware.ops import GlobalPool, weight_shapes
+from hardware.ops import GlobalPool, label, weight_shapes
 from hardware.table_fit import KernelTrace
 
 BYTES_PER_WEIGHT = 4
@@ -42,7 +42,7 @@ def attributed(
     the change necessary.
 
     Raises:
-        UnknownOperator: most of the time is in operators of other names.
+        UnknownOperator: most of the time is in operators of other names, or there are none.
     """
     chains = fused_chains(graph, rules)
     place = {graph.nodes[node].name: index for index, chain in enumerate(chains) for node in chain}
@@ -51,6 +51,8 @@ def attributed(
     waiting_ms, waiting, inserted_ms = 0.0, 0, 0.0
     for operator in operators:
         index = _kernel_of(operator.name, place)
+        if index is None:
+            index = _next_of_kind(operator.name, graph, chains, launches)
         if index is None:
             waiting_ms, waiting = waiting_ms + operator.time_ms, waiting + 1
             inserted_ms += operator.time_ms
@@ -61,8 +63,8 @@ def attributed(
             times[index], launches[index] = times[index] + waiting_ms, launches[index] + waiting
             waiting_ms, waiting = 0.0, 0
     times[-1], launches[-1] = times[-1] + waiting_ms, launches[-1] + waiting
-    if inserted_ms > MOST_UNKNOWN * sum(times):
-        listed = ", ".join(operator.name for operator in operators[:3])
+    if not operators or inserted_ms > MOST_UNKNOWN * sum(times):
+        listed = ", ".join(operator.name for operator in operators[:3]) or "none"
         raise UnknownOperator(f"operators must be named after the nodes of the network, got {listed} ...")
     return tuple(
         KernelTrace(kernel.key, time_ms, count, _weight_bytes(graph, chain))
@@ -76,6 +78,24 @@ def _kernel_of(name: str, place: Mapping[str, int]) -> int | None:
         if not separator:
             return None
     return place[name]
+
+
+def _next_of_kind(
+    name: str, graph: DeployGraph, chains: Sequence[tuple[int, ...]], launches: Sequence[int]
+) -> int | None:
+    """The next kernel without a time yet whose operation the name begins with.
+
+    Runtimes call after its kind what they put together themselves, such as `Gelu_token_3`.
+    """
+    kind = name.partition("_")[0].lower()
+    return next(
+        (
+            index
+            for index, chain in enumerate(chains)
+            if not launches[index] and label(graph.nodes[chain[0]].op).replace("_", "") == kind
+        ),
+        None,
+    )
 
 
 def _weight_bytes(graph: DeployGraph, chain: tuple[int, ...]) -> int:

@@ -224,12 +224,14 @@ def _trace_onnxruntime(path: str, job: dict[str, Any], threads: int, runs: int) 
             session.run([job["output"]], feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     suffix = "_kernel_time"
-    found: dict[str, list[float]] = {}
+    # Names that the runtime gives may stand for several operators.
+    found: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(suffix):
+            operator = event["name"][: -len(suffix)], str(event["args"].get("node_index"))
             # Whole microseconds, rounded down.
-            found.setdefault(event["name"][: -len(suffix)], []).append((event["dur"] + 0.5) / 1e3)
-    return [[name, times[UNTRACED_RUNS:]] for name, times in found.items()]
+            found.setdefault(operator, []).append((event["dur"] + 0.5) / 1e3)
+    return [[name, times[UNTRACED_RUNS:]] for (name, _), times in found.items()]
 
 
 def _trace_ncnn(path: str, job: dict[str, Any], threads: int, runs: int) -> list[list[Any]]:

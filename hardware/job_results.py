@@ -247,6 +247,12 @@ _KINDS: Mapping[str, type[BaseModel]] = {
 }
 
 
+def has_results(folder: Path) -> bool:
+    """Whether anything was measured of a job folder; a way to a device that fails at once leaves an empty file."""
+    path = folder / board.SAMPLES
+    return path.is_file() and b"\n" in path.read_bytes()
+
+
 def load_results(folder: Path) -> JobResults:
     """What samples.jsonl in a job folder says; a last line that was torn off in the middle is passed over.
 

@@ -47,17 +47,17 @@ class Features:
 
 
 def features(key: str) -> Features:
-    """Family and position of the kernel of that key; every number in the key counts.
+    """Family and position of the kernel of that key; every number in the key counts, but the padding of convolutions.
 
     >>> features("conv(16x32x32>32 k1x1 s1 p0x0 g1)+relu").family
     'pointwise'
-    >>> features("add(8x4x4,8x4x4)").position == (math.log(8), math.log(4), math.log(4))
+    >>> features("mul(8x4x4,8x1x1)").position == tuple(map(math.log, (8, 4, 4, 8, 1, 1)))
     True
     """
     match = _CONV.fullmatch(key)
     if match is None:
-        first, _, others = key.partition(",")
-        numbers = [float(each) for each in re.findall(r"\d+", first if others else key)]
+        # Both sides of a product of matrices, and each part of what is joined.
+        numbers = map(float, re.findall(r"\d+", key))
         return Features(re.sub(r"\d+", "#", key), tuple(math.log(max(each, 0.5)) for each in numbers))
     number = {name: int(value or 1) for name, value in match.groupdict().items() if name not in ("sides", "rest")}
     channels, out, groups = number["c"], number["out"], number["g"]

@@ -126,7 +126,7 @@ class ProfiledTable:
     """What was measured on a device.
 
     networks is how many the rows come from; conditions describe the machine while it measured; certificates are by
-    space; cannot_run says of a network's name why the runtime refused it.
+    space; cannot_run says of a network's name why it was left out.
     """
 
     identity: TableIdentity

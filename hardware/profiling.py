@@ -27,7 +27,7 @@ from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, R
 from hardware.job_results import JobResults
 from hardware.kernel_fit import KernelFit
 from hardware.kernels import FusionRule, fuse, fused_chains
-from hardware.latency_table import Tier
+from hardware.latency_table import Tier, UnmeasuredKernel
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTable, TableIdentity
 from hardware.strict_yaml import ConfigError
@@ -39,6 +39,8 @@ ROUNDS = 3
 WORST = 5
 # Below this nothing can be learnt of overheads.
 FEWEST_NETWORKS = 12
+# The network that shows whether anything disturbs the machine.
+SENTINEL = "sentinel"
 
 # What the first and the last value of a network are called in the files of a runtime.
 ENDS: Mapping[str, tuple[str, str]] = {
@@ -137,14 +139,19 @@ class Bench:
 def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | None) -> dict[str, str]:
     """Writes the job folder of a profile; returns why some networks cannot be written, by their names.
 
-    The rounds of checks lie between thirds of what is learnt from, so that they show how far the machine drifts
-    meanwhile. time_s None times every network.
+    The rounds of checks lie between parts of what is learnt from, so that they show how far the machine drifts
+    meanwhile; the last part is the largest, so that the rounds are through when a slower device runs out of time.
+    time_s None times every network.
+
+    Raises:
+        ConfigError: the runtime cannot run any of the networks.
     """
-    third = -(-len(profile.learning) // ROUNDS)
-    asked = [_Asked("sentinel", profile.checks[len(profile.checks) // 2])]
+    count = len(profile.learning)
+    bounds = [0, *(count * number // (ROUNDS + 1) for number in range(1, ROUNDS)), count]
+    asked = [_Asked(SENTINEL, profile.checks[len(profile.checks) // 2])]
     for number in range(ROUNDS):
         asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
-        learning = profile.learning[number * third : (number + 1) * third]
+        learning = profile.learning[bounds[number] : bounds[number + 1]]
         asked += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in learning]
     return _write_folder(folder, asked, bench, time_s)
 
@@ -160,10 +167,15 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
     folder.mkdir(parents=True, exist_ok=True)
     graphs = {each.subject.name: each.subject.graph for each in asked}
     files = {name: folder / f"{name}{SUFFIXES[bench.runtime]}" for name in graphs}
-    # What an earlier run has written is what would be written now.
-    missing = [name for name, path in files.items() if not path.exists()]
-    written = bench.write_models([(graphs[name], files[name]) for name in missing])
-    refused = {name: answer.reason for name, answer in zip(missing, written, strict=True) if isinstance(answer, Failed)}
+    refused = _write_missing(graphs, files, bench)
+    possible = [each for each in asked if each.subject.name not in refused]
+    if not possible:
+        raise ConfigError(
+            f"{bench.runtime} must be able to run some of the networks, got none that it can: "
+            f"{next(iter(refused.values()))}; choose another --runtime"
+        )
+    if possible[0].id != SENTINEL:
+        possible.insert(0, _Asked(SENTINEL, possible[0].subject))
     entering, leaving = ENDS[bench.runtime]
     jobs = tuple(
         Job(
@@ -173,10 +185,8 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
             output=leaving,
             trace=tuple(node.name for node in each.subject.graph.nodes[1:]) if each.is_traced else None,
         )
-        for each in asked
-        if each.subject.name not in refused
+        for each in possible
     )
-    sentinel = "sentinel" if asked[0].subject.name not in refused else None
     write_jobs(
         folder,
         JobList(
@@ -185,10 +195,25 @@ def _write_folder(folder: Path, asked: Sequence[_Asked], bench: Bench, time_limi
             cpus=bench.cpus,
             protocol=PROTOCOL,
             time_limit_s=time_limit_s,
-            sentinel=sentinel,
+            sentinel=SENTINEL,
             jobs=jobs,
         ),
     )
+    return refused
+
+
+def _write_missing(graphs: Mapping[str, DeployGraph], files: Mapping[str, Path], bench: Bench) -> dict[str, str]:
+    """Writes the files that are not there, and returns why some cannot be."""
+    # What an earlier run has written is what would be written now. It gets its name once it is whole.
+    missing = [name for name, path in files.items() if not path.exists()]
+    drafts = [files[name].with_name(f"draft-{files[name].name}") for name in missing]
+    refused = {}
+    written = bench.write_models([(graphs[name], draft) for name, draft in zip(missing, drafts, strict=True)])
+    for name, draft, answer in zip(missing, drafts, written, strict=True):
+        if isinstance(answer, Failed):
+            refused[name] = answer.reason
+        else:
+            draft.replace(files[name])
     return refused
 
 
@@ -217,17 +242,17 @@ def checked(profile: Profile, results: JobResults) -> dict[str, list[float]]:
 
 
 def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
-    """How well the table foretells networks that it has not seen; None where none was timed."""
-    graphs = {subject.name: subject.graph for subject in profile.checks}
+    """How well the table foretells networks that it has not seen; None where none was timed.
+
+    Networks with kernels of which it knows nothing do not count, see `not_foretold`.
+    """
     model = ProfiledModel(table)
-    misses = [
-        Miss(
-            network=name,
-            measured_ms=statistics.median(times),
-            predicted_ms=predict_ms(model, graphs[name], profile.rules),
-        )
-        for name, times in times_ms.items()
-    ]
+    misses = []
+    for subject in profile.checks:
+        if subject.name in times_ms and not _unknown_kernels(model, subject.graph, profile.rules):
+            measured_ms = statistics.median(times_ms[subject.name])
+            predicted_ms = predict_ms(model, subject.graph, profile.rules)
+            misses.append(Miss(network=subject.name, measured_ms=measured_ms, predicted_ms=predicted_ms))
     if not misses:
         return None
     measured = np.array([miss.measured_ms for miss in misses])
@@ -249,6 +274,27 @@ def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Seque
         noise_within_5_percent=_percent(np.abs(apart) <= 0.05) if len(apart) else 0.0,
         worst=tuple(misses[index] for index in np.argsort(-errors)[:WORST]),
     )
+
+
+def not_foretold(profile: Profile, table: ProfiledTable) -> dict[str, str]:
+    """Of each check that the table can say nothing of, why."""
+    model = ProfiledModel(table)
+    unknown = {each.name: _unknown_kernels(model, each.graph, profile.rules) for each in profile.checks}
+    return {
+        name: f"it has kernels unlike all that were measured: {'; '.join(keys)}"
+        for name, keys in unknown.items()
+        if keys
+    }
+
+
+def _unknown_kernels(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> list[str]:
+    found = []
+    for kernel in fuse(graph, rules):
+        try:
+            model.kernel(kernel)
+        except UnmeasuredKernel:
+            found.append(kernel.key)
+    return found
 
 
 def predict_ms(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> float:
@@ -296,7 +342,9 @@ def make_table(
         for space, (profile, results) in profiles.items()
         if (certificate := certify(profile, table, checked(profile, results))) is not None
     }
-    return replace(table, certificates=certificates)
+    for profile, _ in profiles.values():
+        refused |= not_foretold(profile, table)
+    return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused})
 
 
 def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from hardware.calibration import nonnegative_least_squares
 from hardware.kernel_fit import FLOOR_MS, features
+from hardware.least_squares import nonnegative_least_squares
 
 MEGABYTE = 2**20
 
@@ -114,7 +114,8 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     cold = _cold(seen)
     warm_ms = {key: [max(each.warm_ms(cold), FLOOR_MS / 10) for each in sightings] for key, sightings in seen.items()}
     medians = {key: statistics.median(values) for key, values in warm_ms.items()}
-    families, start_ms = _families(traces, medians, Overheads(start_ms, watching_ms, tuple(map(float, cold))))
+    overheads = Overheads(start_ms, watching_ms, tuple(map(float, cold)))
+    families = _families(traces, medians, overheads)
     rows = {
         key: Row(
             medians[key] * families[features(key).family],
@@ -123,7 +124,7 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
         )
         for key, values in warm_ms.items()
     }
-    return TableFit(rows, Overheads(start_ms, watching_ms, tuple(map(float, cold))), families)
+    return TableFit(rows, overheads, families)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +172,10 @@ def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
             continue
         times = np.array([each.own_ms for each in sightings])
         steps = np.array([own_mb * _steps(each.network_mb) for each in sightings])
-        # Within one kernel, whatever that takes; noise grows with the root of the time.
+        # Within one kernel, whatever that takes; noise grows with the root of the time. Steps and times are counted
+        # from the middle network, which is the same for both, as weights only ever cost more in larger ones.
         weight = 1 / np.sqrt(times.mean())
-        rows.append((steps - steps.mean(axis=0)) * weight)
+        rows.append((steps - np.median(steps, axis=0)) * weight)
         goals.append((times - np.median(times)) * weight)
     if not rows:
         return np.zeros(len(WEIGHT_KNOTS_MB) - 1)
@@ -189,10 +191,8 @@ def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
     return found
 
 
-def _families(
-    traces: Sequence[NetworkTrace], medians: Mapping[str, float], overheads: Overheads
-) -> tuple[dict[str, float], float]:
-    """The factor of each family's rows, held to 1, and the start, so that whole networks come out right."""
+def _families(traces: Sequence[NetworkTrace], medians: Mapping[str, float], overheads: Overheads) -> dict[str, float]:
+    """The factor of each family's rows, held to 1, so that whole networks come out right."""
     names = sorted({features(key).family for key in medians})
     place = {name: index for index, name in enumerate(names)}
     sums = np.zeros((len(traces), len(names)))
@@ -208,7 +208,7 @@ def _families(
     hold = np.eye(len(names)) * HOLD_FAMILIES**0.5 * np.sqrt(np.mean(relative**2, axis=0))
     matrix = np.vstack([relative[kept], hold])
     change = np.linalg.lstsq(matrix, np.concatenate([missing[kept], np.zeros(len(names))]), rcond=None)[0]
-    return {name: float(np.clip(1 + change[place[name]], 0.5, 2.0)) for name in names}, overheads.start_ms
+    return {name: float(np.clip(1 + change[place[name]], 0.5, 2.0)) for name in names}
 
 
 def _interquartile(values: Sequence[float]) -> float:

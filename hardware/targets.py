@@ -187,9 +187,10 @@ def shipped_targets() -> tuple[str, ...]:
 def load_target(
     name: str, *, threads: int | None = None, runtime: str | None = None, table: Path | None = None
 ) -> Target:
-    """The target of that name; one thread and the target's first runtime where None.
+    """The target of that name; where None, the target's first runtime and the fewest threads it has figures for.
 
-    table stands in for the measured table that the user's own machine keeps; calibrated targets have none.
+    table stands in for the measured table that this machine, or a board of the user's, has by now; calibrated targets
+    have none.
 
     Raises:
         ConfigError: there is no such target, it has no figures for so many threads or that runtime, or a file is wrong.
@@ -200,9 +201,9 @@ def load_target(
             f"target: must be one of the known targets, got {name!r}; {hint}. "
             "`nas profile --target NAME --ssh HOST` makes a table of a board of your own"
         )
-    threads = 1 if threads is None else threads
     if name not in shipped_targets():
         return _board_target(name, threads, runtime, table)
+    threads = 1 if threads is None else threads
     described = load_yaml(TARGETS_FOLDER / f"{name}.yaml", TargetFile)
     if runtime is not None:
         described = _for_runtime(described, runtime)
@@ -273,8 +274,7 @@ def _calibrated_target(described: TargetFile, threads: int) -> Target:
 
 
 def _host_target(described: TargetFile, threads: int, table: Path | None) -> Target:
-    supported = tuple(range(1, (os.cpu_count() or 1) + 1))
-    _check_threads(described.name, threads, supported)
+    supported = _host_threads()
     identity = host_identity(described, threads)
     path = table_path(identity) if table is None else table
     profiled = read_table(path, identity) if path.exists() else empty_table(identity)
@@ -283,12 +283,17 @@ def _host_target(described: TargetFile, threads: int, table: Path | None) -> Tar
     )
 
 
+def _host_threads() -> tuple[int, ...]:
+    return tuple(range(1, (os.cpu_count() or 1) + 1))
+
+
 def host_identity(described: TargetFile, threads: int) -> TableIdentity:
     """What measurements on this machine belong to.
 
     Raises:
-        ConfigError: the runtime is not installed.
+        ConfigError: the runtime is not installed, or the machine cannot run so many threads.
     """
+    _check_threads(described.name, threads, _host_threads())
     library = RUNTIME_LIBRARIES[described.runtime]
     try:
         runtime_version = importlib.metadata.version(library)
@@ -310,8 +315,11 @@ def host_identity(described: TargetFile, threads: int) -> TableIdentity:
     )
 
 
-def _board_target(name: str, threads: int, runtime: str | None, table: Path | None) -> Target:
-    every = [read_table(path) for path in _tables(boards_folder() / name)]
+def _board_target(name: str, threads: int | None, runtime: str | None, table: Path | None) -> Target:
+    # A study goes on with its table whatever else was measured on the board since.
+    every = [read_table(path) for path in ([table] if table is not None else _tables(boards_folder() / name))]
+    if others := sorted({each.identity.target for each in every} - {name}):
+        raise ConfigError(f"target: the tables of {name} must be its own, got one of {others[0]}; remove it")
     runtimes = sorted({each.identity.runtime for each in every}, key=lambda each: (each != BOARD_RUNTIME, each))
     if runtime not in (None, *runtimes):
         raise ConfigError(
@@ -319,8 +327,9 @@ def _board_target(name: str, threads: int, runtime: str | None, table: Path | No
         )
     described = described_target(name, runtime or runtimes[0])
     of_runtime = {each.identity.threads: each for each in every if each.identity.runtime == described.runtime}
+    threads = min(of_runtime) if threads is None else threads
     _check_threads(name, threads, tuple(sorted(of_runtime)))
-    profiled = of_runtime[threads] if table is None else read_table(table, of_runtime[threads].identity)
+    profiled = of_runtime[threads]
     identity = profiled.identity
     about = described.model_copy(
         update={

@@ -1,6 +1,9 @@
 """Finalists measured whole on the device itself: fused as they are deployed and, beside it, as they were trained."""
 
+import logging
+import shutil
 import statistics
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +13,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from hardware.adb import AdbPython
+from hardware.board import SAMPLES
+from hardware.graph import DeployGraph
+from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, write_jobs
-from hardware.job_results import JobResults, load_results
+from hardware.job_results import JobResults, JobTiming, has_results, load_results
 from hardware.latency_table import Latency, Tier
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiling import ENDS
+from hardware.runners import onnxruntime as onnx_runner
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import Target, boards_folder
@@ -22,9 +29,12 @@ from hardware.transports import Local, Ssh, Transport
 from searchspace.network import build_network, deploy_graph
 from searchspace.spec import ArchSpec
 
+logger = logging.getLogger(__name__)
+
 # Longer than networks are timed for a table, and in rounds, since a single median moves by some per cent.
 PROTOCOL = JobProtocol(warmup_s=0.1, min_runs=30, min_s=0.3, max_s=5.0, sentinel_every=6, retries=3)
 ROUNDS = 3
+ONE_MODEL = JobProtocol(warmup_s=0.1, min_runs=50, min_s=1.0, max_s=30.0, retries=2)
 
 
 class Connection(BaseModel):
@@ -70,6 +80,9 @@ def transport_to(target: str) -> Transport | None:
 def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> dict[int, Measured]:
     """The members, by trial, measured on the device; none where there is no way to it. Files go into `folder`.
 
+    What was measured of the same members before counts; with others, everything is measured anew. A member that the
+    device cannot run is missing, which is logged.
+
     Raises:
         ConfigError, TransportError: the device cannot be reached or cannot measure.
     """
@@ -79,13 +92,16 @@ def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = _write(target, specs, folder)
     write_jobs(folder, jobs)
+    _forget_others(folder)
     transport.measure(folder, lambda progress: None)
     results = load_results(folder)
     found = {}
     for trial in specs:
         fused = _timed(results, f"fused-{trial}")
         if fused is None:
-            raise ConfigError(f"trial {trial} does not run on {target.name}: {results.errors.get(f'fused-{trial}-1')}")
+            why = results.errors.get(f"fused-{trial}-1", "it was not measured")
+            logger.warning("trial %s does not run on %s: %s", trial, target.name, why)
+            continue
         unfused = _timed(results, f"unfused-{trial}")
         found[trial] = Measured(
             Latency(*fused, Tier.measured, f"{target.latency_model.table}, timed whole"),
@@ -94,13 +110,85 @@ def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path)
     return found
 
 
+def _forget_others(folder: Path) -> None:
+    """Removes results that are not of the folder's jobs: the front of a study changes as it goes on."""
+    if has_results(folder):
+        try:
+            load_results(folder)
+        except ConfigError:
+            (folder / SAMPLES).unlink()
+
+
+def measure_graph(target: Target, graph: DeployGraph, name: str) -> JobTiming:
+    """A network on the device; `name` stands for it in messages.
+
+    Raises:
+        ConfigError: there is no way to the device, or its runtime cannot run the network.
+        TransportError: the way to the device failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{SUFFIXES[target.about.runtime]}"
+        (written,) = RUNTIMES[target.about.runtime].write_timed([(graph, path)])
+        if isinstance(written, Failed):
+            raise ConfigError(f"{name}: {target.runtime} cannot take it ({written.reason})")
+        entering, leaving = ENDS[target.about.runtime]
+        inputs = (JobInput(name=entering, shape=(1, *graph.input_shape)),)
+        return _measure_file(target, path, inputs, leaving, name)
+
+
+def measure_onnx(target: Target, model: Path) -> JobTiming:
+    """A model file on the device, at batch 1.
+
+    Raises:
+        ConfigError: the file is no model of fixed shapes, or the target does not run such files.
+        TransportError: the way to the device failed.
+    """
+    if target.about.runtime != "onnxruntime":
+        raise ConfigError(f"{model}: {target.runtime} reads no ONNX; measure it with --runtime onnxruntime")
+    if not model.is_file():
+        raise ConfigError(f"{model}: no such file")
+    entries, leaving = onnx_runner.inputs_and_output(model)
+    inputs = tuple(JobInput(name=name, shape=shape) for name, shape in entries)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "model.onnx"
+        shutil.copyfile(model, copy)
+        return _measure_file(target, copy, inputs, leaving, str(model))
+
+
+def _measure_file(target: Target, path: Path, inputs: tuple[JobInput, ...], leaving: str, name: str) -> JobTiming:
+    transport = transport_to(target.name)
+    if transport is None:
+        raise ConfigError(
+            f"target: {target.name} cannot be measured from here; `nas predict` has its figures, `nas profile --target "
+            "NAME --ssh HOST` makes a board of your own known"
+        )
+    job = Job(id="model", file=path.name, inputs=inputs, output=leaving)
+    jobs = JobList(
+        runtime=target.about.runtime,
+        threads=target.threads,
+        cpus=None,
+        protocol=ONE_MODEL,
+        sentinel="model",
+        jobs=(job,),
+    )
+    write_jobs(path.parent, jobs)
+    transport.measure(path.parent, lambda progress: None)
+    results = load_results(path.parent)
+    if "model" in results.errors:
+        raise ConfigError(f"{name}: {target.runtime} cannot run it ({results.errors['model']})")
+    return results.timings["model"]
+
+
 def _write(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> JobList:
     runtime = target.about.runtime
     runs = RUNTIMES[runtime]
     entering, leaving = ENDS[runtime]
     graphs = {trial: deploy_graph(spec) for trial, spec in specs.items()}
     files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in specs}
-    list(runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs]))
+    written = runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs])
+    for trial, answer in zip(specs, written, strict=True):
+        if isinstance(answer, Failed):
+            raise ConfigError(f"trial {trial}: {target.runtime} cannot take it ({answer.reason})")
     if runtime == "onnxruntime":
         for trial, spec in specs.items():
             files[f"unfused-{trial}"] = folder / f"unfused-{trial}.onnx"

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report_error(error: Exception) -> int:
     from evaluators.image_files import DataError
+    from hardware.latency_table import UnmeasuredKernel
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
     from nas.quantities import QuantityError
@@ -71,7 +72,7 @@ def _report_error(error: Exception) -> int:
     from searchspace.spec import SpecError
 
     codes = {InfeasibleBudget: INFEASIBLE} | dict.fromkeys(
-        (DataError, ConfigError, QuantityError, SpecError), WRONG_INPUT
+        (DataError, ConfigError, QuantityError, SpecError, UnmeasuredKernel), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if code == BROKE and not isinstance(error, TransportError):

@@ -23,7 +23,7 @@ from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
-from searchspace.network import build_network, deploy, deploy_graph
+from searchspace.network import deploy_graph
 from searchspace.references import reference, reference_names
 from searchspace.spaces import space_named
 from searchspace.spec import ArchSpec, SpecError, read_spec, spec_from_dict, spec_id, spec_to_dict
@@ -324,30 +324,14 @@ def _interval(latency: Mapping[str, Any]) -> str:
 
 
 def measure(text: str, target_name: str, threads: int, runtime: str | None, view: View) -> int:
-    """`nas measure`: a model run on this machine."""
-    import onnx
-
-    from hardware.onnx_model import to_onnx
-    from hardware.runners.onnxruntime import Protocol, time_model
+    """`nas measure`: a network or a model file, run on the device."""
+    from nas.certificates import measure_graph, measure_onnx
 
     target = load_target(target_name, threads=threads, runtime=runtime)
-    if target.name != "host":
-        raise ConfigError(f"target: only host can be measured from here, got {target.name!r}; its figures: nas predict")
     if text.endswith(".onnx"):
-        model: onnx.ModelProto | Path = Path(text)
-        if not Path(text).is_file():
-            raise ConfigError(f"{text}: no such file")
+        timing = measure_onnx(target, Path(text))
     else:
-        spec = read_any_spec(text, view)
-        network_graph(spec)
-        model = to_onnx(deploy(build_network(spec, 0).eval()), batch=1)
-    try:
-        timing = time_model(model, threads=threads, protocol=Protocol(warmup_s=0.1, min_runs=50, min_s=1.0))
-    except Exception as error:
-        # The errors of ONNX Runtime have no class in common. Of a file they mean that the file is wrong.
-        if not isinstance(model, Path):
-            raise
-        raise ConfigError(f"{model}: ONNX Runtime cannot run it ({' '.join(str(error).split())[:300]})") from error
+        timing = measure_graph(target, network_graph(read_any_spec(text, view)), text)
     found = {
         "model": text,
         "target": target.name,
@@ -356,6 +340,7 @@ def measure(text: str, target_name: str, threads: int, runtime: str | None, view
         "tier": "measured",
         "latency_ms": {"median": timing.median_ms, "spread": timing.spread_ms, "p90": timing.p90_ms},
         "runs": timing.runs,
+        "disturbed": timing.disturbed,
     }
     if view.json:
         print(json.dumps(found, indent=2, allow_nan=False))
@@ -364,6 +349,8 @@ def measure(text: str, target_name: str, threads: int, runtime: str | None, view
             f"{timing.median_ms:.4f} ms measured: median of {timing.runs} runs, spread {timing.spread_ms:.4f} ms "
             f"(interquartile), 90 % within {timing.p90_ms:.4f} ms; {found['runtime']}, threads: {threads}"
         )
+        if timing.disturbed:
+            print("Something else kept the machine busy meanwhile, in every attempt.", file=sys.stderr)
     return DONE
 
 

@@ -28,7 +28,7 @@ class QuietObserver:
     def note(self, text: str) -> None: ...
     def searching(self, progress: SearchProgress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
-    def measuring(self, done: int, total: int) -> None: ...
+    def measuring(self, done: int, total: int, left_s: float) -> None: ...
 
 
 class PlainObserver(QuietObserver):
@@ -48,10 +48,10 @@ class PlainObserver(QuietObserver):
     def training(self, done: int, total: int) -> None:
         self.note(f"finalists: {done} of {total} trained")
 
-    def measuring(self, done: int, total: int) -> None:
+    def measuring(self, done: int, total: int, left_s: float) -> None:
         if done == total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
             self._last = time.monotonic()
-            self.note(f"measuring: {done} of at most {total} models")
+            self.note(f"measuring: {done} of at most {total} models, {left_s:.0f} s left")
 
 
 class BarObserver:
@@ -87,8 +87,8 @@ class BarObserver:
     def training(self, done: int, total: int) -> None:
         self._show("training ", done, total, "")
 
-    def measuring(self, done: int, total: int) -> None:
-        self._show("measuring", done, total, "at most")
+    def measuring(self, done: int, total: int, left_s: float) -> None:
+        self._show("measuring", done, total, f"at most, {left_s:.0f} s left")
 
     def _show(self, name: str, done: int, total: int, extra: str) -> None:
         if name not in self._tasks:
@@ -155,11 +155,21 @@ def print_text(text: str) -> None:
     Console(width=output_width()).print(text, highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 
 
+# What the device was expected to take, and what the trained form takes there that nobody fused.
+BESIDE_MEASURED = ("predicted", "unfused")
+
+
+def _beside_measured(each: Mapping[str, Any]) -> tuple[str, ...]:
+    unfused = each["unfused_latency_ms"]
+    return f"{each['predicted_latency_ms']['value']:.3g}", "-" if unfused is None else f"{unfused:.3g}"
+
+
 def print_front(document: Mapping[str, Any]) -> None:
     """The front as a table: accuracy, latency with its interval and tier, params, MACs."""
+    measured = any(each["latency_ms"]["tier"] == "measured" for each in document["members"])
     print_table(
         f"{document['study']}: {document['target']} within {document['budget_ms']:g} ms on {document['data']}",
-        ("trial", "val.", "test", "ms", "expected", "tier", "params", "MMACs", "kept"),
+        ("trial", "val.", "test", "ms", "interval", "tier", *BESIDE_MEASURED * measured, "params", "MMACs", "kept"),
         (
             (
                 str(each["trial"]),
@@ -168,6 +178,7 @@ def print_front(document: Mapping[str, Any]) -> None:
                 f"{each['latency_ms']['value']:.3g}",
                 f"{each['latency_ms']['low']:.3g}-{each['latency_ms']['high']:.3g}",
                 each["latency_ms"]["tier"],
+                *_beside_measured(each) * measured,
                 f"{each['params']:,}",
                 f"{each['macs'] / 1e6:.2f}",
                 {True: "yes", False: "NO", None: "unknown"}[each["certificate"]["kept"]],

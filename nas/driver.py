@@ -45,7 +45,7 @@ class Observer(Protocol):
     def note(self, text: str) -> None: ...
     def searching(self, progress: Progress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
-    def measuring(self, done: int, total: int) -> None: ...
+    def measuring(self, done: int, total: int, left_s: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _with_table(problem: Problem, observer: Observer) -> Problem:
         "`nas profile --target host` makes a better one"
     )
     wanted = Wanted("host", settings.space, settings.runtime, settings.threads, FIRST_PROFILE_S)
-    make(wanted, Local(), lambda progress: observer.measuring(progress.done, progress.total))
+    make(wanted, Local(), observer.measuring)
     return resolve(settings)
 
 

@@ -9,7 +9,7 @@ import yaml
 from hardware.adb import AdbPython
 from hardware.profiled_table import Certificate, ProfiledTable
 from hardware.strict_yaml import ConfigError
-from hardware.transports import Local, Progress, Ssh, Transport
+from hardware.transports import Local, Ssh, Transport
 from nas.certificates import Connection, connection_path
 from nas.cli import DONE
 from nas.commands import View
@@ -34,6 +34,8 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
     """Measures what is left to measure, for so long, and prints what the table is worth."""
     if threads < 1:
         raise ConfigError(f"threads: at least 1, got {threads}")
+    if target == "host" and any(each is not None for each in (way.ssh, way.adb, way.bundle, way.brought)):
+        raise ConfigError("target: host is this machine; give a board that is measured elsewhere a name of its own")
     wanted = Wanted(target, space, runtime, threads, duration_s(time))
     if way.bundle is not None:
         models = bundle(wanted, way.bundle)
@@ -50,11 +52,7 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
     else:
         transport = _transport(target, way)
         with observer(view.quiet) as watching:
-
-            def tell(progress: Progress) -> None:
-                watching.measuring(progress.done, progress.total)
-
-            table = make(wanted, transport, tell)
+            table = make(wanted, transport, watching.measuring)
         _remember(target, way)
     if view.json:
         print(json.dumps(_as_json(table), indent=2, allow_nan=False))
@@ -64,10 +62,10 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
 
 
 def _transport(target: str, way: Way) -> Transport:
-    if way.ssh is not None or way.adb is not None:
-        if target == "host":
-            raise ConfigError("target: host is this machine; give the board behind --ssh or --adb a name of its own")
-        return Ssh(way.ssh) if way.ssh is not None else AdbPython(way.adb or "", way.adb_python)
+    if way.ssh is not None:
+        return Ssh(way.ssh)
+    if way.adb is not None:
+        return AdbPython(way.adb, way.adb_python)
     if target != "host":
         raise ConfigError(
             f"target: {target} is not this machine; say how to reach it with --ssh USER@HOST or --adb SERIAL, or write "
@@ -107,7 +105,7 @@ def _print(table: ProfiledTable, space: str) -> None:
         f"time, median spread {conditions['median_spread_percent']:.1f} %"
     )
     for name, reason in table.cannot_run.items():
-        print(f"cannot run {name}: {reason}")
+        print(f"left out  {name}: {reason}")
     certificate = table.certificates.get(space)
     if certificate is None:
         print("No network was timed to check the table with; give it more --time.")

@@ -1,14 +1,15 @@
 """Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from hardware.board import SAMPLES
+from hardware.board import JOBS, SAMPLES
 from hardware.bundle import import_results, write_bundle
 from hardware.job_folder import load_jobs
-from hardware.job_results import JobResults, load_results
+from hardware.job_results import JobResults, has_results, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
 from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, prepare
@@ -23,12 +24,14 @@ from hardware.targets import (
     host_identity,
     table_path,
 )
-from hardware.transports import OnProgress, Transport
+from hardware.transports import Progress, Transport
 from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
-from searchspace.spaces import SPACES, space_named
+from searchspace.spaces import space_named
 from searchspace.spec import deploy_id
+
+OnMeasured = Callable[[int, int, float], None]
 
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
@@ -65,8 +68,10 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
     return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)
 
 
-def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> ProfiledTable:
+def make(wanted: Wanted, transport: Transport, on_progress: OnMeasured) -> ProfiledTable:
     """Runs networks of the space on the device and makes its table, with all that was run there before.
+
+    on_progress hears how many models are done, of how many at most, and how many seconds are left for the others.
 
     Raises:
         ConfigError: a name is unknown, the device cannot measure, or too little was measured.
@@ -74,7 +79,17 @@ def make(wanted: Wanted, transport: Transport, on_progress: OnProgress) -> Profi
     """
     described = described_target(wanted.target, wanted.runtime)
     folder, refused = prepared(wanted, described)
-    transport.measure(folder, on_progress)
+    started = time.monotonic()
+    before: int | None = None
+
+    def tell(progress: Progress) -> None:
+        nonlocal before
+        before = progress.done - 1 if before is None else before
+        passed_s = time.monotonic() - started
+        paced_s = passed_s / max(1, progress.done - before) * (progress.total - progress.done)
+        on_progress(progress.done, progress.total, max(0.0, min(wanted.time_s - passed_s, paced_s)))
+
+    transport.measure(folder, tell)
     return tabulate(wanted, described, refused)
 
 
@@ -82,10 +97,13 @@ def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str
     """The job folder for the space, written anew, and why some of its networks cannot be."""
     space = space_named(wanted.space)
     profile = profile_of(space, described.fusion_rules)
-    count = min(len(profile.learning), max(20, round(wanted.time_s / EXPECTED_S)))
+    count = max(20, round(wanted.time_s / EXPECTED_S))
     folder = job_folder(wanted, described)
-    known = len(load_results(folder).timings) if (folder / SAMPLES).exists() else 0
-    short = Profile(profile.learning[: count + known], profile.checks, profile.rules)
+    known = len(load_results(folder).timings) if has_results(folder) else 0
+    # What was asked for before stays in the list: a device may bring results of it at any time.
+    asked = {job.id for job in load_jobs(folder).jobs} if (folder / JOBS).exists() else set()
+    before = max((index for index, each in enumerate(profile.learning, 1) if f"l-{each.name}" in asked), default=0)
+    short = Profile(profile.learning[: max(count + known, before)], profile.checks, profile.rules)
     bench = Bench(described.runtime, wanted.threads, None, RUNTIMES[described.runtime].write_timed)
     return folder, prepare(short, folder, bench, time_s=wanted.time_s)
 
@@ -99,22 +117,29 @@ def job_folder(wanted: Wanted, described: TargetFile) -> Path:
 
 
 def bundle(wanted: Wanted, file: Path) -> int:
-    """Writes an archive to carry to the device; returns how many networks are in it."""
+    """Writes an archive to carry to the device; returns how many models are in it, some of which run several times.
+
+    Raises:
+        ConfigError: a name is unknown, or the file's folder is not there.
+    """
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file}: the folder {file.parent} must be there; make it, or name another")
     described = described_target(wanted.target, wanted.runtime)
     folder, _ = prepared(wanted, described)
     write_bundle(folder, file)
-    return len(load_jobs(folder).jobs)
+    return len({job.file for job in load_jobs(folder).jobs})
 
 
 def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
     """Makes the table of a device from what was brought back from there.
 
     Raises:
-        ConfigError: the file is no result of the bundle that was written here.
+        ConfigError: a name is unknown, or the file is no result of the bundle that was written here.
     """
     described = described_target(wanted.target, wanted.runtime)
+    space_named(wanted.space)
     folder = job_folder(wanted, described)
-    if not folder.is_dir():
+    if not (folder / JOBS).exists():
         raise ConfigError(f"{file}: there is no bundle that these could be results of; write one with --bundle first")
     import_results(file, folder)
     return tabulate(wanted, described, {})
@@ -123,10 +148,12 @@ def take_in(wanted: Wanted, file: Path) -> ProfiledTable:
 def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) -> ProfiledTable:
     """The table of everything that was run on the device, written where `load_target` finds it."""
     profiles = {}
-    for name, space in SPACES.items():
-        folder = job_folder(replace(wanted, space=name), described)
-        if (folder / SAMPLES).exists():
-            profiles[name] = profile_of(space, described.fusion_rules), load_results(folder)
+    for samples in sorted(job_folder(wanted, described).parent.glob(f"*/{SAMPLES}")):
+        name = samples.parent.name
+        if has_results(samples.parent):
+            profiles[name] = profile_of(space_named(name), described.fusion_rules), load_results(samples.parent)
+    if not profiles:
+        raise ConfigError(f"target {wanted.target}: nothing was measured; give it more --time")
     identity = _identity(wanted, described, [results for _, results in profiles.values()])
     table = make_table(identity, profiles, refused)
     of_host = wanted.target == "host"
@@ -137,7 +164,7 @@ def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) 
 
 
 def _identity(wanted: Wanted, described: TargetFile, results: Sequence[JobResults]) -> TableIdentity:
-    """What was measured, and that it is one thing.
+    """What was measured, which is one thing; of this machine what `load_target` looks for.
 
     Raises:
         ConfigError: results are from different machines or versions.

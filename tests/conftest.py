@@ -1,4 +1,4 @@
-"""What every test runs under: one torch thread, and a cache of its own for measured tables."""
+"""What every test runs under: one torch thread, and a cache and boards of its own for measured tables."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("boards")))
         yield

@@ -27,8 +27,6 @@ def run(param: Path, images: FloatArray) -> FloatArray:
     Raises:
         ConfigError: ncnn cannot load it or fails while it runs.
     """
-    import ncnn
-
     weights = param.with_suffix(".bin")
     if not weights.is_file():
         raise ConfigError(f"{weights}: no such file; the weights of a .param lie beside it")
@@ -36,8 +34,7 @@ def run(param: Path, images: FloatArray) -> FloatArray:
     results = []
     for image in np.ascontiguousarray(images, np.float32):
         extractor = net.create_extractor()
-        # A copy, since ncnn aligns its channels and numpy does not.
-        extractor.input("in0", ncnn.Mat(image).clone())
+        extractor.input("in0", own_copy(image))
         status, result = extractor.extract("out0")
         if status:
             raise ConfigError(f"{param}: ncnn fails while it runs it (status {status})")
@@ -54,19 +51,15 @@ def open_timed(param: Path, *, threads: int = 1) -> Callable[[], None]:
     Raises:
         ConfigError: ncnn cannot load it, or fails while it runs it for the first time.
     """
-    import ncnn
-
     weights = param.with_suffix(".bin")
     net = _open(param, weights if weights.is_file() else None, threads)
     rng = np.random.default_rng(0)
-    feed = [
-        (name, ncnn.Mat(rng.standard_normal(shape, np.float32)).clone())
-        for name, shape in input_shapes(param.read_text(encoding="ascii")).items()
-    ]
+    shapes = input_shapes(param.read_text(encoding="ascii"))
+    feed = {name: own_copy(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
 
     def run_once() -> None:
         extractor = net.create_extractor()
-        for name, image in feed:
+        for name, image in feed.items():
             extractor.input(name, image)
         status, _ = extractor.extract("out0")
         if status:
@@ -74,6 +67,17 @@ def open_timed(param: Path, *, threads: int = 1) -> Callable[[], None]:
 
     run_once()
     return run_once
+
+
+def own_copy(values: FloatArray) -> Any:
+    """The values as ncnn holds them, with channels aligned, in memory of its own.
+
+    `ncnn.Mat(values)` alone points into the array and does not keep it alive: an array made in that very call is freed
+    before `clone` reads it. Here it lives until the end of the function.
+    """
+    import ncnn
+
+    return ncnn.Mat(values).clone()
 
 
 def input_shapes(param: str) -> dict[str, Shape]:

@@ -1,9 +1,6 @@
 """ONNX Runtime on this machine's processor: what a model computes, and what that takes."""
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +9,6 @@ import onnx
 
 from hardware.graph import FloatArray
 from hardware.strict_yaml import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """How long a model is run before and while it is timed; whichever of runs and seconds lasts longer."""
-
-    warmup_s: float
-    min_runs: int
-    min_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Median, interquartile range and 90 % quantile of the wall time of single runs at batch 1."""
-
-    median_ms: float
-    spread_ms: float
-    p90_ms: float
-    runs: int
 
 
 def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
@@ -85,17 +63,17 @@ def open_timed(model: onnx.ModelProto | Path, *, threads: int = 1) -> Callable[[
     return run_once
 
 
-def time_model(model: onnx.ModelProto | Path, *, threads: int, protocol: Protocol) -> Timing:
-    """What one run at batch 1 takes, wall time, inputs filled with noise that is always the same."""
-    run_once = open_timed(model, threads=threads)
-    stop = time.perf_counter() + protocol.warmup_s
-    while time.perf_counter() < stop:
-        run_once()
-    samples: list[float] = []
-    stop = time.perf_counter() + protocol.min_s
-    while len(samples) < protocol.min_runs or time.perf_counter() < stop:
-        begin = time.perf_counter()
-        run_once()
-        samples.append(1e3 * (time.perf_counter() - begin))
-    lower, median, upper = statistics.quantiles(samples, n=4)
-    return Timing(median, upper - lower, statistics.quantiles(samples, n=10)[-1], len(samples))
+def inputs_and_output(model: Path) -> tuple[list[tuple[str, tuple[int, ...]]], str]:
+    """The inputs of a model file with their shapes at batch 1, and its first output.
+
+    Raises:
+        ConfigError: ONNX Runtime cannot load the model, or a length other than the first is left open.
+    """
+    session = open_session(model)
+    entries = []
+    for entry in session.get_inputs():
+        shape = tuple(1 if index == 0 else length for index, length in enumerate(entry.shape))
+        if not all(isinstance(length, int) and length > 0 for length in shape):
+            raise ConfigError(f"{model}: every length but the batch must be fixed, got {entry.name} {entry.shape}")
+        entries.append((str(entry.name), shape))
+    return entries, str(session.get_outputs()[0].name)

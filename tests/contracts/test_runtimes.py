@@ -128,11 +128,11 @@ CASES: dict[str, DeployGraph] = {
 }
 
 
-def model_and_images(graph: DeployGraph, images: int) -> tuple[DeployModel, FloatArray]:
+def model_and_images(graph: DeployGraph, images: int, bias: float = 1) -> tuple[DeployModel, FloatArray]:
     rng = np.random.default_rng(0)
     # As large as keeps the values of a deep network at their size.
     weights = {
-        name: rng.normal(size=shape) * ((2 / prod(shape[1:])) ** 0.5 if len(shape) > 2 else 1)
+        name: rng.normal(size=shape) * ((2 / prod(shape[1:])) ** 0.5 if len(shape) > 2 else bias)
         for name, shape in graph.weight_shapes().items()
     }
     return with_weights(graph, weights), rng.normal(size=(images, *graph.input_shape))
@@ -165,12 +165,26 @@ def test_a_runtime_computes_what_torch_does(runtime, case, answers):
     assert answer.max_rel <= PARITY_BOUND
 
 
+@pytest.mark.parametrize("op", [ChannelNorm(), ChannelNorm(1e-5), L2Normalize(), L2Normalize(1e-3)], ids=str)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_epsilon_counts_where_values_are_small(runtime, op):
+    model, images = model_and_images(graph_of(op, [PACKED]), 2)
+    small = 3e-4 * images
+    expected = DeployModule(model)(torch.from_numpy(small)).numpy()
+    without = DeployModule(model)(torch.from_numpy(images)).numpy()
+    assert np.abs(expected - without).max() > 0.1 * np.abs(without).max()
+    (answer,) = check_models(runtime, [(model, small)], [expected])
+    assert not isinstance(answer, Failed), answer
+    assert answer.max_rel <= PARITY_BOUND
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=() if name == "rdpnet_x1_0_cifar" else pytest.mark.slow) for name in reference_names()],
 )
 def test_published_networks_are_the_same_in_every_runtime(name):
-    model, images = model_and_images(deploy_graph(reference(name)), 1)
+    # With larger biases gates see values of several hundred, where rounding decides whether they open.
+    model, images = model_and_images(deploy_graph(reference(name)), 1, bias=0.1)
     expected = DeployModule(model)(torch.from_numpy(images)).numpy()
     for runtime in RUNTIMES:
         (answer,) = check_models(runtime, [(model, images)], [expected])

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.optimize
 import scipy.stats
 
 from hardware.calibration import (
@@ -12,7 +11,6 @@ from hardware.calibration import (
     NetworkError,
     Report,
     leave_one_network_out,
-    nonnegative_least_squares,
     read_benchmark,
     recalibrate,
     report_text,
@@ -78,34 +76,6 @@ def test_files_of_different_networks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "published.csv").write_text("".join(row for row in rows if not row.startswith("alexnet")))
     with pytest.raises(ValueError, match=r"differ in \['alexnet'\]"):
         read_benchmark(tmp_path)
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_nonnegative_least_squares_agrees_with_scipy(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    rows, columns = int(rng.integers(3, 40)), int(rng.integers(1, 10))
-    matrix = rng.normal(size=(rows, columns)) * 10.0 ** rng.integers(-4, 5, columns)
-    target = rng.normal(size=rows)
-    if seed % 3 == 0:
-        target = matrix @ np.maximum(rng.normal(size=columns), 0)
-    if seed % 4 == 0:
-        matrix[:, -1] = matrix[:, 0]
-    expected, distance = scipy.optimize.nnls(matrix, target)
-    found = nonnegative_least_squares(matrix, target)
-    assert (found >= 0).all()
-    assert np.linalg.norm(matrix @ found - target) == pytest.approx(distance, rel=1e-9, abs=1e-9)
-    if seed % 4 and rows > columns:
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9 * np.abs(expected).max(initial=1e-300))
-
-
-def test_nonnegative_least_squares_gives_zero_where_nothing_positive_helps() -> None:
-    matrix = np.array([[1.0, 0.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(nonnegative_least_squares(matrix, np.array([-1.0, 2.0])), [0.0, 0.0])
-
-
-def test_nonnegative_least_squares_refuses_shapes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(3,\)"):
-        nonnegative_least_squares(np.eye(2), np.ones(3))
 
 
 @pytest.mark.parametrize("ties", [False, True])

@@ -180,6 +180,14 @@ def test_a_pool_of_as_many_channels_as_columns_gates_channels(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_values_given_to_ncnn_outlive_the_array_they_came_from():
+    rng = np.random.default_rng(0)
+    given = [ncnn.own_copy(rng.standard_normal((3, 65, 67), np.float32)) for _ in range(4)]
+    rng = np.random.default_rng(0)
+    for each in given:
+        np.testing.assert_array_equal(np.array(each), rng.standard_normal((3, 65, 67), np.float32))
+
+
 def test_more_than_four_axes_are_refused():
     graph = GraphBuilder((2, 3, 4))
     graph.add("far", Reshape((1, 1, 2, 3, 4)), graph.input)

@@ -1,16 +1,26 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hardware import targets
 from hardware.kernels import Kernel
-from hardware.latency_table import MeasuredTable, Tier, UnmeasuredKernel
+from hardware.latency_table import Tier, UnmeasuredKernel
 from hardware.ops import GlobalPool
+from hardware.profiled_table import ProfiledTable, TableIdentity, empty_table, write_table
 from hardware.strict_yaml import ConfigError
-from hardware.targets import known_targets, load_target
+from hardware.table_fit import Row
+from hardware.targets import (
+    board_table_path,
+    described_target,
+    host_identity,
+    known_targets,
+    load_target,
+    table_path,
+)
 
 KERNEL = Kernel((GlobalPool(),), ((16, 8, 8),), (16, 1, 1))
 
@@ -118,17 +128,27 @@ def test_a_wrong_target_file_is_refused(copied_targets: Path, file: str, old: st
         load_target("rk3288")
 
 
-def test_host_measures_into_a_table_of_its_own_in_the_users_cache(cache: Path) -> None:
-    first = load_target("host").latency_model
-    assert isinstance(first, MeasuredTable)
-    assert not cache.exists()
+def measured(identity: TableIdentity, ms: float = 0.25) -> ProfiledTable:
+    """A table that knows one kernel."""
+    rows = {KERNEL.key: Row(ms, 0.01, 3)}
+    empty = empty_table(identity)
+    return replace(empty, measured_on="2026-01-01", networks=3, fit=replace(empty.fit, rows=rows))
+
+
+def host(threads: int = 1, runtime: str | None = None) -> TableIdentity:
+    return host_identity(described_target("host", runtime), threads)
+
+
+def test_host_answers_from_a_table_of_its_own_in_the_users_cache(cache: Path) -> None:
+    first = load_target("host")
+    assert not cache.exists(), "looking at a target leaves nothing behind"
     with pytest.raises(UnmeasuredKernel):
-        first.kernel(KERNEL)
-    first.add(KERNEL, median_ms=0.25, spread_ms=0.01, runs=20)
+        first.latency_model.kernel(KERNEL)
+    write_table(measured(host()), table_path(host()))
     again = load_target("host")
     assert again.latency_model.kernel(KERNEL).value_ms == 0.25
     assert again.tier is Tier.measured
-    assert again.latency_model.table == first.table
+    assert again.sha256 != first.sha256
     assert [path.parent for path in cache.rglob("*.csv")] == [cache]
 
 
@@ -136,16 +156,17 @@ def test_host_tables_of_other_threads_processors_and_versions_are_not_mixed(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    table = load_target("host").latency_model
-    assert isinstance(table, MeasuredTable)
-    table.add(KERNEL, median_ms=0.25, spread_ms=0.01, runs=20)
-    assert table.missing([KERNEL]) == ()
+    write_table(measured(host()), table_path(host()))
 
-    def is_empty(threads: int = 1) -> bool:
-        other = load_target("host", threads=threads).latency_model
-        return isinstance(other, MeasuredTable) and other.missing([KERNEL]) == (KERNEL.key,)
+    def is_empty(threads: int = 1, runtime: str | None = None) -> bool:
+        try:
+            load_target("host", threads=threads, runtime=runtime).latency_model.kernel(KERNEL)
+        except UnmeasuredKernel:
+            return True
+        return False
 
     assert is_empty(threads=2)
+    assert is_empty(runtime="ncnn")
     with monkeypatch.context() as patch:
         patch.setattr("importlib.metadata.version", lambda name: "0.0.1")
         assert is_empty()
@@ -158,6 +179,19 @@ def test_host_tables_of_other_threads_processors_and_versions_are_not_mixed(
     assert not is_empty()
 
 
+def test_a_table_of_another_machine_under_this_ones_name_is_refused(cache: Path) -> None:
+    other = host().model_copy(update={"cpu": "another processor"})
+    write_table(measured(other), table_path(host()))
+    with pytest.raises(ConfigError, match="one identity only; cpu is 'another processor' in the file"):
+        load_target("host")
+
+
+def test_a_given_table_stands_in_for_the_machines_own(cache: Path, tmp_path: Path) -> None:
+    write_table(measured(host()), table_path(host()))
+    write_table(measured(host(), 0.5), tmp_path / "table.csv")
+    assert load_target("host", table=tmp_path / "table.csv").latency_model.kernel(KERNEL).value_ms == 0.5
+
+
 def test_host_without_its_runtime_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> str:
         raise targets.importlib.metadata.PackageNotFoundError(name)
@@ -167,12 +201,12 @@ def test_host_without_its_runtime_says_what_to_install(monkeypatch: pytest.Monke
         load_target("host")
 
 
-def test_the_cache_falls_back_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_fall_back_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/is/ignored")
     monkeypatch.setenv("HOME", str(tmp_path))
-    table = load_target("host").latency_model
-    assert isinstance(table, MeasuredTable)
-    assert table.path.parent == tmp_path / ".cache" / "edge-nas" / "tables"
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    assert table_path(host()).parent == tmp_path / ".cache" / "edge-nas" / "tables"
+    assert board_table_path("mine", "ncnn", 1) == tmp_path / ".local/share/edge-nas/boards/mine/ncnn-1t.csv"
 
 
 def test_loading_a_target_needs_neither_pandas_nor_torch_nor_onnxruntime() -> None:

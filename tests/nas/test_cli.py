@@ -188,7 +188,9 @@ def test_a_budget_that_nothing_meets_names_the_fastest_member_and_leaves_nothing
     code, out, err = nas(*with_flag("--budget", "50us"))
     assert code == INFEASIBLE == 3
     assert out == ""
-    assert re.search(r"the fastest member of space \([0-9a-f]{12}, input 32 px\) is expected to take 0\.\d+ ms", err)
+    assert re.search(
+        r"the fastest member of the space \([0-9a-f]{12}, input 32 px\) is expected to take 0\.\d+ ms", err
+    )
     assert err.count("\n") == 1
     assert list(tmp_path.rglob("*")) == []
 

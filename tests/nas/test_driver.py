@@ -11,7 +11,6 @@ import pytest
 
 from evaluators.evaluator import Failure
 from hardware.latency_table import Latency, Tier
-from hardware.runners.onnxruntime import Timing
 from hardware.strict_yaml import ConfigError
 from nas import driver
 from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED, WRONG_INPUT, main
@@ -19,7 +18,6 @@ from nas.commands import checked_settings, default_name
 from nas.console import QuietObserver
 from nas.driver import begin, check_same, run_study, study_record
 from nas.members import certificate, read_front
-from nas.problem import Problem
 from nas.report import summary, worth, write_report
 from nas.settings import read_study_file, write_study_file
 from nas.storage import driver_lock
@@ -55,8 +53,9 @@ def run(tmp_path, monkeypatch, changed):
 
     def run(executor, own=problem, observer=None):
         monkeypatch.setattr(driver, "_executor", lambda settings: executor)
-        begin(own.settings, folder)
-        return run_study(own, folder, observer or QuietObserver())
+        observer = observer or QuietObserver()
+        begin(own.settings, folder, observer)
+        return run_study(own, folder, observer)
 
     run.folder = folder
     run.problem = problem
@@ -108,8 +107,8 @@ def test_a_model_that_is_not_what_was_trained_beats_nobody_and_is_shown_last(run
     assert not any(beaten(each, sound) for each in sound)
 
 
-# The keys of face.md, and beside them two more: a measured latency takes the place of the predicted one, and there is
-# accuracy on images that played no part in choosing.
+# The keys of face.md, and beside them three more: a measured latency takes the place of the predicted one, what the
+# network would take unfused stands beside it, and there is accuracy on images that played no part in choosing.
 TOP = {"study", "target", "budget_ms", "data", "seed", "created", "versions", "members"}
 MEMBER = {
     "trial",
@@ -132,7 +131,7 @@ def test_the_front_is_written_with_the_keys_that_scripts_rely_on(run):
     document = json.loads((run.folder / "front.json").read_text())
     assert set(document) == TOP
     for each in document["members"]:
-        assert set(each) == MEMBER | {"predicted_latency_ms", "test_accuracy"}
+        assert set(each) == MEMBER | {"predicted_latency_ms", "unfused_latency_ms", "test_accuracy"}
         assert set(each["latency_ms"]) == set(each["predicted_latency_ms"]) == {"value", "low", "high", "tier", "table"}
         assert each["latency_ms"]["tier"] in ("measured", "calibrated", "extrapolated")
         assert set(each["accuracy"]) == {"value", "epochs", "split", "images"}
@@ -317,39 +316,6 @@ def test_a_certificate_promises_what_was_seen_and_no_more(latency, difference, k
     found = certificate(PREDICTED, latency, 5.0, difference)
     assert found.kept is kept
     assert all(word in found.why for word in words)
-
-
-@pytest.mark.parametrize(("median_ms", "kept"), [(99.0, True), (101.0, False)])
-def test_finalists_are_timed_when_nothing_else_runs_and_judged_by_that(run, monkeypatch, median_ms, kept):
-    executor = StudyExecutor()
-    timed = []
-
-    def time_model(model, **_):
-        assert executor.closed, "what is timed must have the machine to itself"
-        timed.append(model)
-        return Timing(median_ms, 0.5, median_ms + 1, 60)
-
-    monkeypatch.setattr(Problem, "measures_on_the_spot", property(lambda problem: True))
-    monkeypatch.setattr(driver, "time_model", time_model)
-    outcome = run(executor)
-    assert {path.parent.name for path in timed} == {str(plan.trial) for plan in executor.plans}
-    assert outcome.certificate_broken is not kept
-    for each in outcome.document["members"]:
-        latency = each["latency_ms"]
-        assert (latency["tier"], latency["value"]) == ("measured", median_ms)
-        assert latency["low"] <= median_ms <= latency["high"]
-        assert each["certificate"]["kept"] is kept
-        assert each["predicted_latency_ms"]["tier"] != "measured"
-
-
-def test_a_disturbed_timing_is_taken_again_and_the_quietest_counts(tmp_path, monkeypatch):
-    spreads = iter([5.0, 2.0, 3.0, 4.0])
-    monkeypatch.setattr(driver, "time_model", lambda model, **_: Timing(10.0, next(spreads), 12.0, 60))
-    assert driver.quietest_timing(tmp_path, 1).spread_ms == 2.0
-    steady = iter([5.0, 0.9, 0.1])
-    monkeypatch.setattr(driver, "time_model", lambda model, **_: Timing(10.0, next(steady), 12.0, 60))
-    assert driver.quietest_timing(tmp_path, 1).spread_ms == 0.9
-    assert next(steady) == 0.1, "nobody waits for a better one"
 
 
 # By command

@@ -92,6 +92,10 @@ def test_both_forms_compute_what_the_layers_say(own, channels, stride):
             member(space, random_choice(random.Random(1)), TASK), input_shape=(channels, 7, 5), stages=((spec,),)
         )
         network = build_network(arch, seed=1).double().eval()
+        for part in network.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                for values in (part.weight, part.bias, part.running_mean, part.running_var):
+                    values.copy_(torch.rand(values.shape, generator=generator) + 0.5)
         assert (DeployModule(deploy(network))(x) - network(x)).abs().max() < 1e-11
 
 

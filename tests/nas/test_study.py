@@ -11,19 +11,13 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from hardware.measuring import MeasuringModel
 from optuna.trial import TrialState
 
 from evaluators.evaluator import Failure
 from evaluators.scores import SCORES
-from evaluators.static import StaticCosts
-from hardware.latency_table import MeasuredTable
-from hardware.runners.onnxruntime import Timing
 from hardware.strict_yaml import ConfigError
 from nas import proposals, sampling
 from nas.jobs import early_job
-from nas.problem import resolve
-from nas.settings import StudySettings
 from nas.storage import open_study
 from nas.study import RESULTS, WINDOW, EvaluationsBroken, InfeasibleBudget, Search, check_budget
 from searchspace.blocks.classifier import Classifier
@@ -358,7 +352,7 @@ def test_a_budget_below_the_fastest_member_is_refused_with_that_members_figures(
     assert spec_id(caught.value.fastest) in message
     assert f"{fastest.latency.value_ms:.3g} ms" in message
     assert f"{fastest.latency.high_ms:.3g} ms" in message
-    assert message.startswith("no network of space edge-small keeps 1us on rk3288: the fastest member of space")
+    assert message.startswith("no network of space edge-small keeps 1us on rk3288: the fastest member of the space")
 
 
 def test_the_least_budget_that_a_refusal_names_is_enough(changed):
@@ -368,54 +362,6 @@ def test_the_least_budget_that_a_refusal_names_is_enough(changed):
     assert check_budget(changed(budget=f"{least!r}ms"))
     with pytest.raises(InfeasibleBudget):
         check_budget(changed(budget=f"{least * (1 - 1e-9)!r}ms"))
-
-
-# The machine at hand
-
-
-@pytest.fixture
-def measured_problem(tmp_path, monkeypatch):
-    """edge-small on this machine, with a stopwatch that shows a formula and notes whether anything else was running."""
-    executors = []
-
-    def time_model(model, **_):
-        assert not any(executor.out for executor in executors), "something else keeps the machine busy"
-        work = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-        return Timing(0.001 + 1e-6 * work, 0.0001, 0.0012, 20)
-
-    monkeypatch.setattr("hardware.measuring.time_model", time_model)
-    # Few kinds of kernels, since each is made into a model before it is timed.
-    genes = {"resolution": 32, "stem.width": 8, "stage*.family": "rdp", "stage3.width": [24, 32], "stage4.width": 48}
-    settings = StudySettings(study="study", target="host", budget="1ms", data_limit=200, trials=20, genes=genes)
-    problem = resolve(settings)
-    known = problem.target.latency_model.known
-    table = MeasuredTable(tmp_path / "table.csv", known.identity, "2026-01-01")
-    target = replace(problem.target, latency_model=MeasuringModel(table, 1))
-    return replace(problem, target=target, costs=StaticCosts(target)), executors
-
-
-def test_kernels_are_never_timed_while_candidates_are_evaluated(measured_problem, run_search):
-    problem, executors = measured_problem
-    executors.append(FormulaExecutor(2, 1))
-    outcome = run_search(executors[0], own_problem=problem, genes=check_budget(problem))
-    assert outcome.progress.done == 20
-
-
-def test_a_measured_search_repeats_itself_whoever_ends_first_and_wherever_it_was_stopped(measured_problem, run_search):
-    problem, _ = measured_problem
-    genes = check_budget(problem)
-
-    def found(executor, name):
-        # Not the cost: it names the table as it was then, and the table grows.
-        return [(each.spec, each.score) for each in run_search(executor, name, problem, genes).evaluated]
-
-    runs = [found(FormulaExecutor(workers, seed), f"{workers}-{seed}") for workers, seed in ((1, None), (8, 1), (8, 2))]
-    assert runs[1] == runs[0]
-    assert runs[2] == runs[0]
-    for stop_after in (3, 9):
-        with pytest.raises(Stopped):
-            found(FormulaExecutor(3, 4, stop_after), "stopped")
-    assert found(FormulaExecutor(), "stopped") == runs[0]
 
 
 def test_the_spec_that_is_sent_out_is_the_one_that_is_kept(run_search, tmp_path, changed):

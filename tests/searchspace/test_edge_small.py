@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from evaluators.static import StaticCosts
-from hardware.cost import cost
+from hardware.cost import BYTES_PER_FLOAT, cost
 from hardware.kernels import fuse
 from hardware.latency_table import worst_tier
 from hardware.targets import load_target
@@ -139,7 +139,9 @@ def test_costs_summed_over_blocks_are_those_of_the_whole_graph(target):
         assert found.peak_memory_bytes == cost(graph).peak_memory_bytes
         kernels = [device.latency_model.kernel(kernel) for kernel in fuse(graph, device.fusion_rules)]
         whole = device.latency_model.network(
-            sum(kernel.value_ms for kernel in kernels), worst_tier(kernel.tier for kernel in kernels)
+            sum(kernel.value_ms for kernel in kernels),
+            BYTES_PER_FLOAT * cost(graph).params,
+            worst_tier(kernel.tier for kernel in kernels),
         )
         assert found.latency.value_ms == pytest.approx(whole.value_ms, rel=1e-12)
         assert found.latency.high_ms == pytest.approx(whole.high_ms, rel=1e-12)

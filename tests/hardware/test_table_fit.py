@@ -1,0 +1,167 @@
+"""What is put into traces comes out of them: times of kernels, the start, the price of watching and of cold weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hardware.table_fit import MEGABYTE, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
+
+START_MS, WATCHING_MS = 0.05, 0.004
+
+
+def cold_ms_per_mb(weights_mb: float) -> float:
+    """Free up to 2 MB; then the price of a megabyte rises to 0.05 ms at 4 and 0.15 ms at 8 MB, and stays there."""
+    return float(np.interp(weights_mb, [2.0, 4.0, 8.0], [0.0, 0.05, 0.15]))
+
+
+def kernels(rng: np.random.Generator) -> dict[str, tuple[float, int]]:
+    """Warm time and bytes of weights, by key."""
+    found = {}
+    for channels in (8, 16, 32, 64, 128, 256, 512):
+        for out in (24, 96, 384, 768):
+            key = f"conv({channels}x8x8>{out} k1x1 s1 p0x0 g1)+relu"
+            found[key] = (float(rng.uniform(0.02, 0.4)), 4 * out * (channels + 1))
+        found[f"conv({channels}x8x8>{channels} k3x3 s1 p1x1 g{channels})"] = (
+            float(rng.uniform(0.01, 0.1)),
+            40 * channels,
+        )
+        found[f"add({channels}x8x8,{channels}x8x8)"] = (float(rng.uniform(0.005, 0.02)), 0)
+    return found
+
+
+def networks(
+    known: dict[str, tuple[float, int]], rng: np.random.Generator, *, count: int = 120, noise: float = 0.0
+) -> list[NetworkTrace]:
+    """Small and large networks; every clock errs by so large a share."""
+
+    def heard(ms: float) -> float:
+        return ms * float(np.exp(noise * rng.standard_normal()))
+
+    traces = []
+    for index in range(count):
+        keys = [str(key) for key in rng.choice(list(known), size=int(rng.integers(4, 26)))]
+        price = cold_ms_per_mb(sum(known[key][1] for key in keys) / MEGABYTE)
+        true_ms = [known[key][0] + price * known[key][1] / MEGABYTE for key in keys]
+        launches = [int(rng.integers(1, 4)) for _ in keys]
+        traced = [
+            KernelTrace(key, heard(ms) + count_ * WATCHING_MS, count_, known[key][1])
+            for key, ms, count_ in zip(keys, true_ms, launches, strict=True)
+        ]
+        traces.append(NetworkTrace(f"n{index}", heard(START_MS + sum(true_ms)), tuple(traced)))
+    return traces
+
+
+def true_ms(known: dict[str, tuple[float, int]], trace: NetworkTrace) -> float:
+    price = cold_ms_per_mb(trace.weight_bytes / MEGABYTE)
+    return START_MS + sum(known[each.key][0] + price * known[each.key][1] / MEGABYTE for each in trace.kernels)
+
+
+def predicted_ms(fit: TableFit, trace: NetworkTrace) -> float:
+    return fit.overheads.network_ms(trace.weight_bytes) + sum(fit.rows[each.key].median_ms for each in trace.kernels)
+
+
+def errors(fit: TableFit, known: dict[str, tuple[float, int]]) -> list[float]:
+    """Of networks that the fit has not seen."""
+    others = networks(known, np.random.default_rng(99))
+    return [abs(predicted_ms(fit, trace) / true_ms(known, trace) - 1) for trace in others]
+
+
+def price_ms(fit: TableFit, weights_mb: float) -> float:
+    return (fit.overheads.network_ms(int(weights_mb * MEGABYTE)) - fit.overheads.start_ms) / weights_mb
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[str, tuple[float, int]]:
+    return kernels(np.random.default_rng(0))
+
+
+def test_exact_traces_give_back_what_they_were_made_of(known: dict[str, tuple[float, int]]) -> None:
+    traces = networks(known, np.random.default_rng(1))
+    weights_mb = [trace.weight_bytes / MEGABYTE for trace in traces]
+    assert min(weights_mb) < 0.25
+    assert sum(each > 4 for each in weights_mb) < 12, "the dearest weights are rare"
+    fit = fit_table(traces)
+    assert fit.overheads.start_ms == pytest.approx(START_MS, rel=1e-6)
+    assert fit.overheads.watching_ms == pytest.approx(WATCHING_MS, rel=1e-6)
+    for key, row in fit.rows.items():
+        assert row.median_ms == pytest.approx(known[key][0], rel=1e-6), key
+        assert row.spread_ms == pytest.approx(0, abs=1e-6)
+        assert row.networks == sum(each.key == key for trace in traces for each in trace.kernels)
+    for weights_mb_ in (1.0, 2.0, 4.0, 8.0, 12.0):
+        assert price_ms(fit, weights_mb_) == pytest.approx(cold_ms_per_mb(weights_mb_), abs=1e-6)
+    assert set(fit.families) == {"pointwise", "depthwise", "add(#x#x#,#x#x#)"}
+    assert all(factor == pytest.approx(1, rel=1e-6) for factor in fit.families.values())
+
+
+def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, int]]) -> None:
+    fit = fit_table(networks(known, np.random.default_rng(1), noise=0.03))
+    assert fit.overheads.start_ms == pytest.approx(START_MS, rel=0.25)
+    assert fit.overheads.watching_ms == pytest.approx(WATCHING_MS, rel=0.25)
+    assert price_ms(fit, 8.0) == pytest.approx(0.15, rel=0.25)
+    assert np.mean(errors(fit, known)) < 0.006
+    assert max(errors(fit, known)) < 0.025
+    spreads = [row.spread_ms / row.median_ms for key, row in fit.rows.items() if key.startswith("conv")]
+    # 1.35 standard deviations lie between the quartiles of noise.
+    assert np.median(spreads) == pytest.approx(1.35 * 0.03, rel=0.3)
+
+
+def test_without_heavy_networks_no_weight_costs_more(known: dict[str, tuple[float, int]]) -> None:
+    light = [each for each in networks(known, np.random.default_rng(2)) if each.weight_bytes < 2 * MEGABYTE]
+    fit = fit_table(light)
+    assert sum(fit.overheads.cold_ms_per_mb) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("what", ["whole", "kernels"])
+def test_a_disturbed_network_moves_nothing(known: dict[str, tuple[float, int]], what: str) -> None:
+    traces = networks(known, np.random.default_rng(1), noise=0.01)
+
+    def disturbed(trace: NetworkTrace) -> NetworkTrace:
+        if what == "whole":
+            return replace(trace, whole_ms=1.5 * trace.whole_ms)
+        return replace(trace, kernels=tuple(replace(each, traced_ms=2 * each.traced_ms) for each in trace.kernels))
+
+    broken = [disturbed(trace) if index % 8 == 3 else trace for index, trace in enumerate(traces)]
+    quiet = [trace for index, trace in enumerate(traces) if index % 8 != 3]
+    found, expected = fit_table(broken), fit_table(quiet)
+    assert found.rows.keys() == expected.rows.keys()
+    for key, row in expected.rows.items():
+        assert found.rows[key].median_ms == pytest.approx(row.median_ms, rel=0.01), key
+        quiet_ones = sum(each.key == key for trace in quiet for each in trace.kernels)
+        assert found.rows[key].networks <= quiet_ones, "nothing is counted that is not used"
+    assert max(errors(found, known)) < 0.015
+
+
+def test_families_take_up_what_the_runtimes_clock_misses(known: dict[str, tuple[float, int]]) -> None:
+    def underheard(trace: NetworkTrace) -> NetworkTrace:
+        told = (
+            replace(each, traced_ms=each.traced_ms - 0.05 * known[each.key][0]) if "g1)" in each.key else each
+            for each in trace.kernels
+        )
+        return replace(trace, kernels=tuple(told))
+
+    fit = fit_table([underheard(trace) for trace in networks(known, np.random.default_rng(1))])
+    assert fit.families["pointwise"] > 1.01
+    assert fit.families["pointwise"] > fit.families["depthwise"]
+    assert np.mean(errors(fit, known)) < 0.01
+
+
+def test_a_kernel_that_is_faster_than_the_clock_is_never_free() -> None:
+    fast = KernelTrace("flatten(8x1x1)", WATCHING_MS / 2, 1, 0)
+    known = kernels(np.random.default_rng(0))
+    traces = [replace(trace, kernels=(*trace.kernels, fast)) for trace in networks(known, np.random.default_rng(1))]
+    assert fit_table(traces).rows["flatten(8x1x1)"].median_ms > 0
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_networks_say_nothing(count: int) -> None:
+    traces = networks(kernels(np.random.default_rng(0)), np.random.default_rng(1), count=count)
+    with pytest.raises(ValueError, match=f"at least two networks must be traced, got {count}"):
+        fit_table(traces)
+
+
+def test_what_a_network_takes_beyond_its_kernels_by_hand() -> None:
+    # Knots at 0.25, 0.5, 1, 2, ... MB: 0.1 ms more per megabyte on the way from 1 to 2, 0.2 more on that from 2 to 4.
+    overheads = Overheads(0.5, 0.0, (0.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.0, 0.0))
+    for weights_mb, expected in ((0, 0.5), (1, 0.5), (1.5, 0.5 + 1.5 * 0.05), (2, 0.7), (3, 0.5 + 3 * 0.2), (40, 12.5)):
+        assert overheads.network_ms(int(weights_mb * MEGABYTE)) == pytest.approx(expected)

@@ -264,8 +264,8 @@ def _dashboard(options: argparse.Namespace) -> int:
     from nas.web.guard import Guard
     from nas.web.server import dashboard
 
-    guard = Guard(options.host, options.port, os.environ.get("NAS_DASHBOARD_PASSWORD"))
-    return dashboard(guard, options.out, options.storage, options.optuna_writes)
+    guard = Guard(options.host, os.environ.get("NAS_DASHBOARD_PASSWORD"))
+    return dashboard(guard, options.port, options.out, options.storage, options.optuna_writes)
 
 
 def _targets(options: argparse.Namespace) -> int:

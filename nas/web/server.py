@@ -4,7 +4,6 @@ import socket
 import socketserver
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -40,13 +39,13 @@ class _Handler(WSGIRequestHandler):
         """Says nothing: a page asks every two seconds."""
 
 
-def dashboard(guard: Guard, studies: Path, storage: str | None, optuna_writes: bool) -> int:
+def dashboard(guard: Guard, port: int, studies: Path, storage: str | None, optuna_writes: bool) -> int:
     """Serves the pages until Ctrl-C.
 
     Raises:
         ConfigError: the port is taken, or the storage cannot be opened.
     """
-    server = make(guard, studies, storage, optuna_writes)
+    server = make(guard, port, studies, storage, optuna_writes)
     address = f"[{guard.host}]" if ":" in guard.host else guard.host
     print(
         f"http://{address}:{server.server_port}/ shows the studies in {studies.resolve()}; Ctrl-C ends it", flush=True
@@ -54,7 +53,10 @@ def dashboard(guard: Guard, studies: Path, storage: str | None, optuna_writes: b
     if not is_installed():
         print("without Optuna's own charts: pip install 'edge-nas[dashboard]'", file=sys.stderr)
     if not is_loopback(guard.host):
-        print("the password travels unencrypted: on a network that others share put TLS in front", file=sys.stderr)
+        print(
+            "the password travels unencrypted; `ssh -L` to 127.0.0.1 is the safer way",
+            file=sys.stderr,
+        )
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -64,7 +66,7 @@ def dashboard(guard: Guard, studies: Path, storage: str | None, optuna_writes: b
     return DONE
 
 
-def make(guard: Guard, studies: Path, storage: str | None, optuna_writes: bool) -> WSGIServer:
+def make(guard: Guard, port: int, studies: Path, storage: str | None, optuna_writes: bool) -> WSGIServer:
     """A server that listens; port 0 takes any that is free.
 
     Raises:
@@ -81,13 +83,12 @@ def make(guard: Guard, studies: Path, storage: str | None, optuna_writes: bool) 
     torch.set_num_threads(1)
     kind = _Server6 if ":" in guard.host else _Server
     try:
-        server = make_server(guard.host, guard.port, _not_ready, kind, _Handler)
+        server = make_server(guard.host, port, _not_ready, kind, _Handler)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot listen on {guard.host}, port {guard.port}: {reason}; give another --port") from error
-    own = replace(guard, port=server.server_port)
+        raise ConfigError(f"cannot listen on {guard.host}, port {port}: {reason}; give another --port") from error
     optuna = OptunaPages(shown) if is_installed() else None
-    server.set_app(App(found, runs, own, optuna, optuna_writes=optuna_writes))
+    server.set_app(App(found, runs, guard, optuna, optuna_writes=optuna_writes))
     return server
 
 

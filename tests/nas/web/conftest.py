@@ -113,7 +113,7 @@ def client_of():
     def make(studies: Path, runs=None, **options):
         runs = runs or RecordedRuns()
         found = Studies(studies, runs)
-        guard = Guard("127.0.0.1", 8080)
+        guard = Guard("127.0.0.1")
         client = Client(App(found, runs, guard, OptunaPages(lambda: found.storage), **options))
         client.runs, client.guard, client.studies = runs, guard, found
         return client

@@ -18,7 +18,7 @@ def serve():
     servers = []
 
     def start(studies, **options):
-        server = make(Guard("127.0.0.1", 0, options.get("password")), studies, None, False)
+        server = make(Guard("127.0.0.1", options.get("password")), 0, studies, None, False)
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}"
@@ -74,7 +74,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path, capsys):
 @pytest.mark.parametrize("port", [-1, 65536])
 def test_an_impossible_port_is_one_clear_line(tmp_path, port):
     with pytest.raises(ConfigError, match="cannot listen on"):
-        make(Guard("127.0.0.1", port), tmp_path, None, False)
+        make(Guard("127.0.0.1"), port, tmp_path, None, False)
 
 
 def test_another_host_without_a_password_is_wrong_input(tmp_path, capsys, monkeypatch):
@@ -85,4 +85,4 @@ def test_another_host_without_a_password_is_wrong_input(tmp_path, capsys, monkey
 
 def test_optunas_writes_are_for_databases_alone(tmp_path):
     with pytest.raises(ConfigError, match="a study's journal has one writer"):
-        make(Guard("127.0.0.1", 0), tmp_path, None, True)
+        make(Guard("127.0.0.1"), 0, tmp_path, None, True)

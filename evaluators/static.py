@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hardware.cost import BYTES_PER_FLOAT, cost
 from hardware.kernels import fuse
-from hardware.latency_table import Latency, Tier, worst_tier
+from hardware.latency_table import KernelSums, Latency, Tier, kernel_sums
 from hardware.ops import Shape
 from hardware.targets import Target
 from searchspace.network import block_graph
@@ -28,14 +28,23 @@ class StaticCost:
 
 @dataclass(frozen=True, slots=True)
 class BlockCost:
-    """One block's share; `latency_ms` is the sum of its kernels and `tier` the worst of theirs."""
+    """One block's share."""
 
     out_shape: Shape
     macs: int
     params: int
     peak_activation_bytes: int
-    latency_ms: float
-    tier: Tier
+    kernels: KernelSums
+
+    @property
+    def latency_ms(self) -> float:
+        """The sum of its kernels."""
+        return self.kernels.total_ms
+
+    @property
+    def tier(self) -> Tier:
+        """The worst of its kernels."""
+        return self.kernels.tier
 
 
 class StaticCosts:
@@ -66,29 +75,25 @@ class StaticCosts:
         """
         shape: Shape = spec.input_shape
         macs = params = peak = 0
-        latency_ms, tier = 0.0, Tier.measured
+        sums = KernelSums()
         for _, block in spec.blocks():
             part = self.block(shape, block)
             macs += part.macs
             params += part.params
             peak = max(peak, part.peak_activation_bytes)
-            latency_ms += part.latency_ms
-            tier = worst_tier((tier, part.tier))
+            sums += part.kernels
             shape = part.out_shape
         weight_bytes = params * BYTES_PER_FLOAT
-        latency = self.target.latency_model.network(latency_ms, weight_bytes, tier)
-        return StaticCost(macs, params, weight_bytes + peak, latency)
+        return StaticCost(macs, params, weight_bytes + peak, self.target.latency_model.network(sums))
 
 
 def _block_cost(target: Target, in_shape: Shape, block: BlockSpec) -> BlockCost:
     graph = block_graph(in_shape, block)
     own = cost(graph)
-    latencies = [target.latency_model.kernel(kernel) for kernel in fuse(graph, target.fusion_rules)]
     return BlockCost(
         graph.output_shape,
         own.macs,
         own.params,
         own.peak_activation_bytes,
-        sum(latency.value_ms for latency in latencies),
-        worst_tier(latency.tier for latency in latencies),
+        kernel_sums(target.latency_model, fuse(graph, target.fusion_rules)),
     )

@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
+from hardware.cost import BYTES_PER_FLOAT
 from hardware.graph import DeployGraph
-from hardware.kernels import FusionRule, fuse, fused_chains
+from hardware.kernels import FusionRule, fuse, fused_chains, is_vector, moved_elements, weight_elements
 from hardware.onnx_model import OUTPUT_NAME
-from hardware.ops import GlobalPool, label, weight_shapes
+from hardware.ops import GlobalPool, label
 from hardware.table_fit import KernelTrace
 
-BYTES_PER_WEIGHT = 4
 # How the last node is called in ONNX files, and in those of ncnn.
 OUTPUT_NAMES = (OUTPUT_NAME, "out0")
 
@@ -38,8 +37,7 @@ def attributed(
 
     Runtimes name an operator after the node whose result it makes, with something of their own behind it. What they put
     in between, a change of layout as a rule, goes by other names and is counted to the kernel that follows, for whose
-    sake it is there; but not to a pool over all pixels, which reads either layout: behind it stands the gate that made
-    the change necessary.
+    sake it is there; but before a pool over all pixels, which reads either layout, to the gate that reads the same map.
 
     Raises:
         UnknownOperator: most of the time is in operators of other names, or there are none.
@@ -59,17 +57,37 @@ def attributed(
             continue
         times[index] += operator.time_ms
         launches[index] += 1
-        if not isinstance(graph.nodes[chains[index][0]].op, GlobalPool):
-            times[index], launches[index] = times[index] + waiting_ms, launches[index] + waiting
-            waiting_ms, waiting = 0.0, 0
+        wanting = _gate_beside(graph, chains, index)
+        times[wanting], launches[wanting] = times[wanting] + waiting_ms, launches[wanting] + waiting
+        waiting_ms, waiting = 0.0, 0
     times[-1], launches[-1] = times[-1] + waiting_ms, launches[-1] + waiting
     if not operators or inserted_ms > MOST_UNKNOWN * sum(times):
         listed = ", ".join(operator.name for operator in operators[:3]) or "none"
         raise UnknownOperator(f"operators must be named after the nodes of the network, got {listed} ...")
     return tuple(
-        KernelTrace(kernel.key, time_ms, count, _weight_bytes(graph, chain))
-        for kernel, chain, time_ms, count in zip(fuse(graph, rules), chains, times, launches, strict=True)
+        KernelTrace(
+            kernel.key,
+            time_ms,
+            count,
+            BYTES_PER_FLOAT * weight_elements(kernel),
+            BYTES_PER_FLOAT * moved_elements(kernel),
+            is_vector(kernel),
+        )
+        for kernel, time_ms, count in zip(fuse(graph, rules), times, launches, strict=True)
     )
+
+
+def _gate_beside(graph: DeployGraph, chains: Sequence[tuple[int, ...]], index: int) -> int:
+    """The kernel that reads the same map as the pool at `index`; that place itself if it is no pool or reads alone."""
+    first = graph.nodes[chains[index][0]]
+    if not isinstance(first.op, GlobalPool):
+        return index
+    readers = (
+        place
+        for place, chain in enumerate(chains)
+        if place != index and any(first.inputs[0] in graph.nodes[node].inputs for node in chain)
+    )
+    return next(readers, index)
 
 
 def _kernel_of(name: str, place: Mapping[str, int]) -> int | None:
@@ -96,9 +114,3 @@ def _next_of_kind(
         ),
         None,
     )
-
-
-def _weight_bytes(graph: DeployGraph, chain: tuple[int, ...]) -> int:
-    nodes = [graph.nodes[index] for index in chain]
-    shapes = [shape for node in nodes for shape in weight_shapes(node.op, graph.input_shapes(node)).values()]
-    return BYTES_PER_WEIGHT * sum(map(prod, shapes))

@@ -63,7 +63,9 @@ def features(key: str) -> Features:
     channels, out, groups = number["c"], number["out"], number["g"]
     taps = number["kh"] * number["kw"]
     if groups == 1:
-        family = "pointwise" if taps == 1 else "dense"
+        # On a map of one pixel every weight is used once, so that reading them is all that takes time.
+        is_vector = number["h"] == number["w"] == 1
+        family = "vector" if is_vector else "pointwise" if taps == 1 else "dense"
     else:
         family = "depthwise" if groups == channels else "grouped"
     padded = -(-out // CHANNEL_BLOCK) * CHANNEL_BLOCK / out

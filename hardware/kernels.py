@@ -7,9 +7,11 @@ operations cost one by one. Which neighbours fuse is data of the target, not cod
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from hardware.graph import DeployGraph
 from hardware.ops import (
+    ARITY,
     Activation,
     Add,
     AddConstant,
@@ -31,6 +33,8 @@ from hardware.ops import (
     Slice,
     Softmax,
     label,
+    output_shape,
+    weight_shapes,
 )
 
 # Labels of operations that run as one kernel, first to last, such as ("conv", "relu").
@@ -57,6 +61,29 @@ class Kernel:
         return f"{label(self.ops[0])}({shapes}{details[0]})" + "".join(
             f"+{label(op)}{detail}" for op, detail in zip(self.ops[1:], details[1:], strict=True)
         )
+
+
+def is_vector(kernel: Kernel) -> bool:
+    """Whether it is a convolution of a map of one pixel: each weight is used once, and reading them is all it does."""
+    return isinstance(kernel.ops[0], Conv) and kernel.in_shapes[0][1:] == (1, 1)
+
+
+def weight_elements(kernel: Kernel) -> int:
+    """How many learnt numbers it reads."""
+    count, shape, sides = 0, kernel.in_shapes[0], list(kernel.in_shapes[1:])
+    for op in kernel.ops:
+        # An operation alone takes whatever enters; in a chain each takes as many as it needs.
+        others = len(sides) if len(kernel.ops) == 1 else ARITY[type(op)] - 1
+        taken, sides = sides[:others], sides[others:]
+        entering = (shape, *taken)
+        count += sum(map(prod, weight_shapes(op, entering).values()))
+        shape = output_shape(op, entering)
+    return count
+
+
+def moved_elements(kernel: Kernel) -> int:
+    """How many values it reads and writes, weights apart."""
+    return sum(map(prod, kernel.in_shapes)) + prod(kernel.out_shape)
 
 
 def _extent(shape: Shape) -> str:

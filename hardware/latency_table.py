@@ -11,7 +11,8 @@ from typing import Annotated, Protocol
 
 from pydantic import Field
 
-from hardware.kernels import Kernel
+from hardware.cost import BYTES_PER_FLOAT
+from hardware.kernels import Kernel, is_vector, moved_elements, weight_elements
 from hardware.ncnn_layers import (
     Formula,
     Layer,
@@ -32,9 +33,12 @@ class Tier(StrEnum):
     extrapolated = "extrapolated"
 
 
+_RANK = {tier: rank for rank, tier in enumerate(Tier)}
+
+
 def worst_tier(tiers: Iterable[Tier]) -> Tier:
     """The least trustworthy of the tiers; measured if there are none."""
-    return max(tiers, key=list(Tier).index, default=Tier.measured)
+    return max(tiers, key=_RANK.__getitem__, default=Tier.measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,32 @@ class Latency:
     table: str
 
 
+@dataclass(frozen=True, slots=True)
+class KernelSums:
+    """Kernels taken together: their time, what decides from how far away their values come, and the worst tier.
+
+    vector_ms is the part of kernels that use each weight once; moved_bytes are what kernels read and write, weights
+    apart.
+    """
+
+    total_ms: float = 0.0
+    vector_ms: float = 0.0
+    weight_bytes: int = 0
+    vector_weight_bytes: int = 0
+    moved_bytes: int = 0
+    tier: Tier = Tier.measured
+
+    def __add__(self, other: "KernelSums") -> "KernelSums":
+        return KernelSums(
+            self.total_ms + other.total_ms,
+            self.vector_ms + other.vector_ms,
+            self.weight_bytes + other.weight_bytes,
+            self.vector_weight_bytes + other.vector_weight_bytes,
+            self.moved_bytes + other.moved_bytes,
+            worst_tier((self.tier, other.tier)),
+        )
+
+
 class LatencyModel(Protocol):
     """Answers what kernels take, and what their sum says of a network."""
 
@@ -71,8 +101,30 @@ class LatencyModel(Protocol):
             UnmeasuredKernel: nothing like it was measured.
         """
 
-    def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:
-        """What a network takes whose kernels sum up to so much and have so many weights."""
+    def network(self, sums: KernelSums) -> Latency:
+        """What a network of such kernels takes."""
+
+
+def kernel_sums(model: LatencyModel, kernels: Iterable[Kernel]) -> KernelSums:
+    """What the model says of the kernels, taken together.
+
+    Raises:
+        UnmeasuredKernel: nothing like one of them was measured.
+    """
+    total = KernelSums()
+    for kernel in kernels:
+        latency = model.kernel(kernel)
+        weight_bytes = BYTES_PER_FLOAT * weight_elements(kernel)
+        single = is_vector(kernel)
+        total += KernelSums(
+            latency.value_ms,
+            latency.value_ms if single else 0.0,
+            weight_bytes,
+            weight_bytes if single else 0,
+            BYTES_PER_FLOAT * moved_elements(kernel),
+            latency.tier,
+        )
+    return total
 
 
 class UnmeasuredKernel(LookupError):
@@ -123,10 +175,11 @@ class CalibratedModel:
             )
         return self._known[kernel]
 
-    def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:
+    def network(self, sums: KernelSums) -> Latency:
         """The total with its interval; extrapolated outside the calibrated range, whatever the kernels say."""
+        total_ms = sums.total_ms
         inside = self.range.fastest_ms <= total_ms <= self.range.slowest_ms
-        tier = worst_tier([worst_kernel_tier, Tier.calibrated if inside else Tier.extrapolated])
+        tier = worst_tier([sums.tier, Tier.calibrated if inside else Tier.extrapolated])
         if tier is Tier.calibrated:
             low, high = self.range.inside_ratios
             # Never below what a faster network outside the range is given, so that the slower of two networks of this

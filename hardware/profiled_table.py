@@ -20,9 +20,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hardware.kernel_fit import KernelFit
 from hardware.kernels import Kernel
-from hardware.latency_table import KernelLatency, Latency, Positive, Tier, UnmeasuredKernel, table_name, worst_tier
+from hardware.latency_table import (
+    KernelLatency,
+    KernelSums,
+    Latency,
+    Positive,
+    Tier,
+    UnmeasuredKernel,
+    table_name,
+    worst_tier,
+)
 from hardware.strict_yaml import ConfigError, parse_yaml
-from hardware.table_fit import WEIGHT_KNOTS_MB, Overheads, Row, TableFit
+from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +101,9 @@ class Certificate(BaseModel):
     worst: tuple[Miss, ...]
 
 
+Steps = Annotated[tuple[NotNegative, ...], Field(min_length=len(KNOTS_MB) - 1, max_length=len(KNOTS_MB) - 1)]
+
+
 class OverheadsHeader(BaseModel):
     """`table_fit.Overheads` as the file holds them."""
 
@@ -99,9 +111,9 @@ class OverheadsHeader(BaseModel):
 
     start_ms: NotNegative
     watching_ms: NotNegative
-    cold_ms_per_mb: Annotated[
-        tuple[NotNegative, ...], Field(min_length=len(WEIGHT_KNOTS_MB) - 1, max_length=len(WEIGHT_KNOTS_MB) - 1)
-    ]
+    weights_ms_per_mb: Steps
+    moved_ms_per_mb: Steps
+    vector_growth: Steps
 
 
 class TableHeader(BaseModel):
@@ -153,8 +165,7 @@ class ProfiledTable:
 
 def empty_table(identity: TableIdentity) -> ProfiledTable:
     """The table of a device on which nothing was measured yet."""
-    nothing = Overheads(0.0, 0.0, (0.0,) * (len(WEIGHT_KNOTS_MB) - 1))
-    return ProfiledTable(identity, "never", 0, {}, TableFit({}, nothing, {}), {})
+    return ProfiledTable(identity, "never", 0, {}, TableFit({}, Overheads(0.0, 0.0), {}), {})
 
 
 def write_table(table: ProfiledTable, path: Path) -> None:
@@ -242,12 +253,12 @@ class ProfiledModel:
         why = f"fitted to measured kernels of its family, {'among' if estimate.is_near else 'far from'} them"
         return KernelLatency(estimate.value_ms, tier, why)
 
-    def network(self, total_ms: float, weight_bytes: int, worst_kernel_tier: Tier) -> Latency:
+    def network(self, sums: KernelSums) -> Latency:
         """The network's latency: calibrated where networks as fast were measured whole, else extrapolated.
 
         A sum is a prediction and never measured, however well its parts are.
         """
-        value_ms = total_ms + self.profiled.fit.overheads.network_ms(weight_bytes)
+        value_ms = sums.total_ms + self.profiled.fit.overheads.network_ms(sums)
         ratios, tier = UNCHECKED_RATIOS, Tier.extrapolated
         checked = self.certificate
         if checked is not None:
@@ -257,7 +268,7 @@ class ProfiledModel:
             else:
                 ratios = min(UNCHECKED_RATIOS[0], ratios[0]), max(UNCHECKED_RATIOS[1], ratios[1])
         low, high = min(1.0, ratios[0]), max(1.0, ratios[1])
-        return Latency(value_ms, low * value_ms, high * value_ms, worst_tier([tier, worst_kernel_tier]), self.table)
+        return Latency(value_ms, low * value_ms, high * value_ms, worst_tier([tier, sums.tier]), self.table)
 
 
 def _widest(certificates: Mapping[str, Certificate]) -> Certificate | None:

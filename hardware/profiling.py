@@ -11,7 +11,6 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ import numpy.typing as npt
 
 from hardware.attribution import OperatorTime, attributed
 from hardware.calibration import spearman
-from hardware.cost import BYTES_PER_FLOAT, cost, node_macs
+from hardware.cost import node_macs
 from hardware.graph import DeployGraph
 from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
 from hardware.job_results import JobResults
 from hardware.kernel_fit import KernelFit
-from hardware.kernels import FusionRule, fuse, fused_chains
-from hardware.latency_table import Tier, UnmeasuredKernel
+from hardware.kernels import FusionRule, fuse, fused_chains, moved_elements
+from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTable, TableIdentity
 from hardware.strict_yaml import ConfigError
@@ -107,7 +106,7 @@ def by_importance(subjects: Sequence[Subject], rules: Sequence[FusionRule]) -> l
 def _kernel_shares(graph: DeployGraph, rules: Sequence[FusionRule]) -> dict[str, float]:
     work: Counter[str] = Counter()
     for kernel, chain in zip(fuse(graph, rules), fused_chains(graph, rules), strict=True):
-        moved = sum(map(prod, kernel.in_shapes)) + prod(kernel.out_shape)
+        moved = moved_elements(kernel)
         work[kernel.key] += MACS_PER_MOVED_VALUE * moved + sum(node_macs(graph, graph.nodes[index]) for index in chain)
     total = sum(work.values())
     return {key: value / total for key, value in work.items()}
@@ -299,8 +298,7 @@ def _unknown_kernels(model: ProfiledModel, graph: DeployGraph, rules: Sequence[F
 
 def predict_ms(model: ProfiledModel, graph: DeployGraph, rules: Sequence[FusionRule]) -> float:
     """What the model expects of a network."""
-    total_ms = sum(model.kernel(kernel).value_ms for kernel in fuse(graph, rules))
-    return model.network(total_ms, BYTES_PER_FLOAT * cost(graph).params, Tier.measured).value_ms
+    return model.network(kernel_sums(model, fuse(graph, rules))).value_ms
 
 
 def _percent(values: npt.NDArray[np.floating] | npt.NDArray[np.bool_]) -> float:

@@ -11,25 +11,27 @@ that fit a cache together are read from it; the larger the network, the more of 
 same kernel in small and in large networks shows. `family` is near 1 and takes up what else a family loses or gains.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from hardware.kernel_fit import FLOOR_MS, features
+from hardware.latency_table import KernelSums
 from hardware.least_squares import nonnegative_least_squares
 
 MEGABYTE = 2**20
 
-# Between these sizes of all weights together the cost of reading a megabyte of them may rise: caches of small cores and
-# of servers alike lie in between.
-WEIGHT_KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-# Kernels with fewer weights say nothing of where those come from.
-FEWEST_WEIGHTS_MB = 0.02
+# Between these sizes of all weights, or of all that kernels read and write, the price of a megabyte may rise: caches of
+# small cores and of servers alike lie in between.
+KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
+# A kernel seen in fewer networks says nothing of how it changes with them.
+FEWEST_SIGHTINGS = 3
 # A network is held for disturbed whose parts and whole differ by more than so many times what is usual, and by more
 # than this share.
 DISTURBED_SPREADS = 4.0
@@ -48,6 +50,8 @@ class KernelTrace:
     traced_ms: float
     launches: int
     weight_bytes: int
+    moved_bytes: int
+    is_vector: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,24 @@ class NetworkTrace:
     whole_ms: float
     kernels: tuple[KernelTrace, ...]
 
+    def sums(self, kernel_ms: Mapping[str, float]) -> KernelSums:
+        """Its kernels taken together, if each takes so long."""
+        vectors = [kernel for kernel in self.kernels if kernel.is_vector]
+        return KernelSums(
+            sum(kernel_ms[kernel.key] for kernel in self.kernels),
+            sum(kernel_ms[kernel.key] for kernel in vectors),
+            self.weight_bytes,
+            sum(kernel.weight_bytes for kernel in vectors),
+            self.moved_bytes,
+        )
+
     @cached_property
     def weight_bytes(self) -> int:
         return sum(kernel.weight_bytes for kernel in self.kernels)
+
+    @cached_property
+    def moved_bytes(self) -> int:
+        return sum(kernel.moved_bytes for kernel in self.kernels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +91,36 @@ class Row:
     networks: int
 
 
+NO_STEPS = (0.0,) * (len(KNOTS_MB) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """What a network takes beyond its kernels; cold_ms_per_mb holds the steps at WEIGHT_KNOTS_MB."""
+    """What a network takes beyond its kernels; the tuples hold a step for each stretch between KNOTS_MB.
+
+    weights_ms_per_mb is what a megabyte of weights costs more the more of them the network has, moved_ms_per_mb the
+    same of what kernels read and write. vector_growth is for kernels that use each weight once: the logarithm of the
+    factor by which they take longer.
+    """
 
     start_ms: float
     watching_ms: float
-    cold_ms_per_mb: tuple[float, ...]
+    weights_ms_per_mb: tuple[float, ...] = NO_STEPS
+    moved_ms_per_mb: tuple[float, ...] = NO_STEPS
+    vector_growth: tuple[float, ...] = NO_STEPS
 
-    def network_ms(self, weight_bytes: int) -> float:
+    def network_ms(self, sums: KernelSums) -> float:
         """The part of a network's time that no kernel is asked for."""
-        weights_mb = weight_bytes / MEGABYTE
-        return self.start_ms + weights_mb * float(_steps(weights_mb) @ np.array(self.cold_ms_per_mb))
+        weights_mb, moved_mb = sums.weight_bytes / MEGABYTE, sums.moved_bytes / MEGABYTE
+        by_weights = float(_steps(weights_mb) @ np.array(self.weights_ms_per_mb))
+        by_moving = float(_steps(moved_mb) @ np.array(self.moved_ms_per_mb))
+        growth = float(_steps(weights_mb) @ np.array(self.vector_growth))
+        return (
+            self.start_ms
+            + (weights_mb - sums.vector_weight_bytes / MEGABYTE) * by_weights
+            + moved_mb * by_moving
+            + sums.vector_ms * math.expm1(growth)
+        )
 
 
 @dataclass(frozen=True)
@@ -107,14 +144,14 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     traces = [trace for trace, steady in zip(traces, is_steady, strict=True) if steady]
     seen: dict[str, list[_Sighting]] = defaultdict(list)
     for trace in traces:
-        weights_mb = trace.weight_bytes / MEGABYTE
         for kernel in trace.kernels:
             own_ms = max(kernel.traced_ms - kernel.launches * watching_ms, FLOOR_MS / 10)
-            seen[kernel.key].append(_Sighting(own_ms, kernel.weight_bytes / MEGABYTE, weights_mb))
-    cold = _cold(seen)
-    warm_ms = {key: [max(each.warm_ms(cold), FLOOR_MS / 10) for each in sightings] for key, sightings in seen.items()}
+            seen[kernel.key].append(_Sighting(own_ms, kernel, trace.weight_bytes, trace.moved_bytes))
+    by_weights, by_moving = _prices([each for each in seen.values() if not each[0].kernel.is_vector])
+    growth = _growth([each for each in seen.values() if each[0].kernel.is_vector])
+    overheads = Overheads(start_ms, watching_ms, by_weights, by_moving, growth)
+    warm_ms = {key: [_warm_ms(each, overheads) for each in sightings] for key, sightings in seen.items()}
     medians = {key: statistics.median(values) for key, values in warm_ms.items()}
-    overheads = Overheads(start_ms, watching_ms, tuple(map(float, cold)))
     families = _families(traces, medians, overheads)
     rows = {
         key: Row(
@@ -129,18 +166,38 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
+    """A kernel in a network that has so many weights and moves so much in all."""
+
     own_ms: float
-    own_mb: float
-    network_mb: float
+    kernel: KernelTrace
+    network_weight_bytes: int
+    network_moved_bytes: int
 
-    def warm_ms(self, cold: npt.NDArray[np.floating]) -> float:
-        return self.own_ms - self.own_mb * float(_steps(self.network_mb) @ cold)
+    @property
+    def weight_steps(self) -> npt.NDArray[np.floating]:
+        return _steps(self.network_weight_bytes / MEGABYTE)
+
+    @property
+    def moved_steps(self) -> npt.NDArray[np.floating]:
+        return _steps(self.network_moved_bytes / MEGABYTE)
 
 
-def _steps(weights_mb: float) -> npt.NDArray[np.floating]:
+def _warm_ms(sighting: _Sighting, overheads: Overheads) -> float:
+    """What the kernel would take in a network that fits every cache."""
+    kernel = sighting.kernel
+    if kernel.is_vector:
+        growth = float(sighting.weight_steps @ np.array(overheads.vector_growth))
+        return max(sighting.own_ms * math.exp(-growth), FLOOR_MS / 10)
+    dearer_ms = kernel.weight_bytes / MEGABYTE * float(sighting.weight_steps @ np.array(overheads.weights_ms_per_mb))
+    dearer_ms += kernel.moved_bytes / MEGABYTE * float(sighting.moved_steps @ np.array(overheads.moved_ms_per_mb))
+    return max(sighting.own_ms - dearer_ms, FLOOR_MS / 10)
+
+
+@lru_cache(maxsize=4096)
+def _steps(size_mb: float) -> npt.NDArray[np.floating]:
     """How far each step of the way from the smallest to the largest knot is taken, 0 to 1 each."""
-    knots = np.array(WEIGHT_KNOTS_MB)
-    return np.clip((weights_mb - knots[:-1]) / np.diff(knots), 0.0, 1.0)
+    knots = np.array(KNOTS_MB)
+    return np.clip((size_mb - knots[:-1]) / np.diff(knots), 0.0, 1.0)
 
 
 def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, npt.NDArray[np.bool_]]:
@@ -163,32 +220,57 @@ def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, n
     return float(start), float(watching), kept
 
 
-def _cold(seen: Mapping[str, Sequence[_Sighting]]) -> npt.NDArray[np.floating]:
-    """Ms per megabyte that weights cost more at each knot, from kernels seen in small and in large networks."""
+def _prices(kernels: Sequence[Sequence[_Sighting]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What megabytes of weights, and of what is moved, cost more in larger networks, from kernels seen in several."""
     rows, goals = [], []
-    for sightings in seen.values():
-        own_mb = sightings[0].own_mb
-        if len(sightings) < 3 or own_mb < FEWEST_WEIGHTS_MB:
+    for sightings in kernels:
+        if len(sightings) < FEWEST_SIGHTINGS:
             continue
+        kernel = sightings[0].kernel
         times = np.array([each.own_ms for each in sightings])
-        steps = np.array([own_mb * _steps(each.network_mb) for each in sightings])
-        # Within one kernel, whatever that takes; noise grows with the root of the time. Steps and times are counted
-        # from the middle network, which is the same for both, as weights only ever cost more in larger ones.
+        steps = np.array(
+            [
+                np.concatenate([kernel.weight_bytes * each.weight_steps, kernel.moved_bytes * each.moved_steps])
+                for each in sightings
+            ]
+        )
+        # Within one kernel, whatever that takes; noise grows with the root of the time.
         weight = 1 / np.sqrt(times.mean())
-        rows.append((steps - np.median(steps, axis=0)) * weight)
-        goals.append((times - np.median(times)) * weight)
+        rows.append((steps - steps.mean(axis=0)) * weight / MEGABYTE)
+        goals.append((times - times.mean()) * weight)
+    found = _nonnegative_steps(rows, goals, 2 * len(NO_STEPS))
+    return tuple(found[: len(NO_STEPS)]), tuple(found[len(NO_STEPS) :])
+
+
+def _growth(kernels: Sequence[Sequence[_Sighting]]) -> tuple[float, ...]:
+    """By which factor kernels that use each weight once take longer in larger networks, as steps of its logarithm."""
+    rows, goals = [], []
+    for sightings in kernels:
+        if len(sightings) < FEWEST_SIGHTINGS:
+            continue
+        logs = np.log([each.own_ms + FLOOR_MS for each in sightings])
+        steps = np.array([each.weight_steps for each in sightings])
+        weight = math.exp(0.5 * float(np.median(logs)))
+        rows.append((steps - steps.mean(axis=0)) * weight)
+        goals.append((logs - logs.mean()) * weight)
+    return tuple(_nonnegative_steps(rows, goals, len(NO_STEPS)))
+
+
+def _nonnegative_steps(
+    rows: Sequence[npt.NDArray[np.floating]], goals: Sequence[npt.NDArray[np.floating]], count: int
+) -> list[float]:
     if not rows:
-        return np.zeros(len(WEIGHT_KNOTS_MB) - 1)
-    count = len(WEIGHT_KNOTS_MB) - 1
+        return [0.0] * count
     # A step that few networks stand on is held to nothing.
     hold = np.eye(count) * HOLD_STEPS**0.5 * np.sqrt(np.mean(np.vstack(rows) ** 2, axis=0).max())
     matrix, goal = np.vstack([*rows, hold]), np.concatenate([*goals, np.zeros(count)])
     kept = np.ones(len(goal), bool)
-    for _ in range(3):
+    for _ in range(4):
         found = nonnegative_least_squares(matrix[kept], goal[kept])
         rest = np.abs(goal - matrix @ found)
+        # What holds a step to nothing gives way as well where the evidence is of another mind.
         kept = rest <= DISTURBED_SPREADS * float(np.median(rest))
-    return found
+    return [float(step) for step in found]
 
 
 def _families(traces: Sequence[NetworkTrace], medians: Mapping[str, float], overheads: Overheads) -> dict[str, float]:
@@ -198,9 +280,13 @@ def _families(traces: Sequence[NetworkTrace], medians: Mapping[str, float], over
     sums = np.zeros((len(traces), len(names)))
     fixed = np.zeros(len(traces))
     for index, trace in enumerate(traces):
-        fixed[index] = overheads.network_ms(trace.weight_bytes)
+        of_kernels = trace.sums(medians)
+        fixed[index] = overheads.network_ms(of_kernels)
+        longer = (fixed[index] - overheads.network_ms(replace(of_kernels, vector_ms=0.0))) / (of_kernels.vector_ms or 1)
+        fixed[index] -= longer * of_kernels.vector_ms
         for kernel in trace.kernels:
-            sums[index, place[features(kernel.key).family]] += medians[kernel.key]
+            times = 1 + longer if kernel.is_vector else 1.0
+            sums[index, place[features(kernel.key).family]] += medians[kernel.key] * times
     whole = np.array([trace.whole_ms for trace in traces])
     relative = sums / whole[:, None]
     missing = (whole - fixed) / whole - relative.sum(axis=1)

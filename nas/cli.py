@@ -1,7 +1,6 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -290,12 +289,6 @@ def _view(options: argparse.Namespace) -> Any:
     from nas.commands import View
 
     return View(options.out, options.json, options.quiet)
-
-
-def print_json(document: Any) -> None:
-    """One JSON object on stdout."""
-    json.dump(document, sys.stdout, indent=2, allow_nan=False)
-    print()
 
 
 if __name__ == "__main__":

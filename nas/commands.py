@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hardware.cost import BYTES_PER_FLOAT, cost, receptive_field
+from hardware.cost import cost, receptive_field
 from hardware.graph import DeployGraph
 from hardware.kernels import fuse
-from hardware.latency_table import Tier, worst_tier
+from hardware.latency_table import Tier, kernel_sums
+from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
 from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
@@ -257,11 +258,7 @@ def predicted(spec: ArchSpec, target: Target) -> dict[str, Any]:
     field = receptive_field(graph)
     kernels = fuse(graph, target.fusion_rules)
     latencies = [target.latency_model.kernel(kernel) for kernel in kernels]
-    total = target.latency_model.network(
-        sum(each.value_ms for each in latencies),
-        BYTES_PER_FLOAT * own.params,
-        worst_tier(each.tier for each in latencies),
-    )
+    total = target.latency_model.network(kernel_sums(target.latency_model, kernels))
     return {
         "spec_id": spec_id(spec),
         "spec": spec_to_dict(spec),
@@ -378,9 +375,10 @@ def targets(name: str | None, view: View) -> int:
 
 def _target_cells(row: Mapping[str, Any]) -> list[str]:
     known = [row["name"], row["runtime"], str(row["threads"]), row["tier"]]
-    if row["leave_one_out_mape_percent"] is None:
+    error = row["leave_one_out_mape_percent"] or row["held_out_mape_percent"]
+    if error is None:
         return [*known, "-", "-"]
-    return [*known, f"{row['leave_one_out_mape_percent']:.1f} %", f"{row['fastest_ms']:g}-{row['slowest_ms']:g}"]
+    return [*known, f"{error:.1f} %", f"{row['fastest_ms']:.4g}-{row['slowest_ms']:.4g}"]
 
 
 def _target_rows(name: str) -> list[dict[str, Any]]:
@@ -388,7 +386,8 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
     rows = []
     for threads in first.supported_threads:
         target = load_target(name, threads=threads)
-        errors = target.errors
+        errors, model = target.errors, target.latency_model
+        measured = model.profiled.certificates.values() if isinstance(model, ProfiledModel) else ()
         rows.append(
             {
                 "name": target.name,
@@ -396,11 +395,17 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
                 "runtime": f"{target.runtime} {target.runtime_version}",
                 "threads": threads,
                 "tier": target.tier.value,
-                "networks": errors.networks if errors else None,
+                "networks": errors.networks if errors else sum(each.networks for each in measured) or None,
                 "leave_one_out_mape_percent": errors.mape_percent if errors else None,
-                "fastest_ms": errors.fastest_ms if errors else None,
-                "slowest_ms": errors.slowest_ms if errors else None,
-                "table": target.latency_model.table,
+                # Of the space that was foretold worst.
+                "held_out_mape_percent": max((each.mape_percent for each in measured), default=None),
+                "fastest_ms": errors.fastest_ms
+                if errors
+                else min((each.fastest_ms for each in measured), default=None),
+                "slowest_ms": errors.slowest_ms
+                if errors
+                else max((each.slowest_ms for each in measured), default=None),
+                "table": model.table,
             }
         )
     return rows

@@ -39,7 +39,7 @@ def test_operators_by_hand() -> None:
         ("reorder_in", 0.5),  # for the stem's sake
         ("stem_nchwc", 4.0),
         ("b0_dw", 2.0),
-        ("reorder_out", 0.25),  # a pool reads either layout: it is the gate that needs another
+        ("reorder_out", 0.25),  # a pool reads either layout: it is the product that needs another
         ("pool", 0.125),
         ("gate_fused_2", 1.0),
         ("reorder_back", 0.0625),
@@ -51,8 +51,8 @@ def test_operators_by_hand() -> None:
         ("conv+relu", 4.5, 2),
         ("conv", 2.0, 1),
         ("global_pool", 0.125, 1),
-        ("conv+sigmoid", 1.25, 2),
-        ("mul", 0.8125, 2),
+        ("conv+sigmoid", 1.0, 1),
+        ("mul", 1.0625, 3),
         ("conv+add", 3.03125, 2),
     ]
 

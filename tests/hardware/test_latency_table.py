@@ -7,6 +7,7 @@ from hardware.kernels import Kernel
 from hardware.latency_table import (
     CalibratedModel,
     CalibratedRange,
+    KernelSums,
     LatencyModel,
     Tier,
     worst_tier,
@@ -67,7 +68,7 @@ def test_a_calibrated_kernel_by_hand() -> None:
 def test_a_network_is_calibrated_only_inside_the_range(
     total_ms: float, kernels: Tier, tier: Tier, low: float, high: float
 ) -> None:
-    answer = _model().network(total_ms, 0, kernels)
+    answer = _model().network(KernelSums(total_ms, tier=kernels))
     assert (answer.value_ms, answer.tier, answer.table) == (total_ms, tier, "x/y/1t/fp32@0")
     assert (answer.low_ms, answer.high_ms) == (pytest.approx(low), pytest.approx(high))
 
@@ -76,10 +77,10 @@ def test_a_network_is_calibrated_only_inside_the_range(
 def test_below_the_range_the_margin_covers_what_the_fastest_published_network_needs(threads: int) -> None:
     # At one thread blazeface takes 25.47 ms and 19.28 ms are predicted without it: 1.32 times.
     model = load_target("rk3288", threads=threads).latency_model
-    assert model.network(3.75, 0, Tier.calibrated).high_ms <= 5.0
-    assert model.network(10.0, 0, Tier.calibrated).high_ms >= 10.0 * 25.47 / 19.28
-    assert model.network(3.75, 0, Tier.calibrated).low_ms <= 0.8 * 3.75
-    assert model.network(3.75, 0, Tier.calibrated).tier is Tier.extrapolated
+    assert model.network(KernelSums(3.75, tier=Tier.calibrated)).high_ms <= 5.0
+    assert model.network(KernelSums(10.0, tier=Tier.calibrated)).high_ms >= 10.0 * 25.47 / 19.28
+    assert model.network(KernelSums(3.75, tier=Tier.calibrated)).low_ms <= 0.8 * 3.75
+    assert model.network(KernelSums(3.75, tier=Tier.calibrated)).tier is Tier.extrapolated
 
 
 @pytest.mark.parametrize(
@@ -150,5 +151,5 @@ def test_a_calibrated_model_survives_pickling_for_worker_processes() -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_a_slower_network_never_seems_safer(threads: int) -> None:
     model = load_target("rk3288", threads=threads).latency_model
-    upper_ends = [model.network(0.05 * step, 0, Tier.calibrated).high_ms for step in range(1, 60_000)]
+    upper_ends = [model.network(KernelSums(0.05 * step, tier=Tier.calibrated)).high_ms for step in range(1, 60_000)]
     assert upper_ends == sorted(upper_ends)

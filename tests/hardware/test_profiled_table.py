@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hardware.kernels import Kernel
-from hardware.latency_table import Tier, UnmeasuredKernel
+from hardware.latency_table import KernelSums, Tier, UnmeasuredKernel
 from hardware.ops import Activation, Add, Conv, GlobalPool
 from hardware.profiled_table import (
     Certificate,
@@ -18,7 +18,7 @@ from hardware.profiled_table import (
     write_table,
 )
 from hardware.strict_yaml import ConfigError
-from hardware.table_fit import WEIGHT_KNOTS_MB, Overheads, Row, TableFit
+from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
 
 POINTWISE = Kernel((Conv(16, (1, 1)), Activation("relu")), ((8, 4, 5),), (16, 4, 5))
 SUM = Kernel((Conv(8, (3, 3), padding=(1, 1)), Add()), ((8, 4, 5), (8, 4, 5)), (8, 4, 5))
@@ -49,8 +49,11 @@ CERTIFICATE = Certificate(
     noise_within_5_percent=99.0,
     worst=(Miss(network="n", measured_ms=1.0, predicted_ms=1.2),),
 )
-# From 1 to 2 MB of weights the price of a megabyte rises by 0.25 ms.
-COLD = tuple(0.25 if knot == 1.0 else 0.0 for knot in WEIGHT_KNOTS_MB[:-1])
+# From 1 to 2 MB of weights, the price of a megabyte rises by 0.25 ms, and kernels that use each once double their time;
+# from 1 to 2 MB that kernels move, the price of one rises by 0.125 ms.
+WEIGHTS = tuple(0.25 if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
+MOVED = tuple(each / 2 for each in WEIGHTS)
+GROWTH = tuple(math.log(2.0) if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
 
 
 def _table(**changes: object) -> ProfiledTable:
@@ -60,7 +63,7 @@ def _table(**changes: object) -> ProfiledTable:
         "2025-01-01",
         4,
         {"load_before": [0.1, 0.2]},
-        TableFit(rows, Overheads(0.125, 0.002, COLD), {"pointwise": 1.0, "dense": 0.9}),
+        TableFit(rows, Overheads(0.125, 0.002, WEIGHTS, MOVED, GROWTH), {"pointwise": 1.0, "dense": 0.9}),
         {},
         {"edge-small": CERTIFICATE},
         {"abc": "the runtime says no"},
@@ -107,7 +110,7 @@ def test_between_measured_kernels_of_a_family_times_are_fitted_and_far_from_them
         for channels in (16, 32, 64, 128, 256)
         for size in (4, 8, 16, 32)
     }
-    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0, (0.0,) * len(COLD)), {})))
+    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0), {})))
     near = model.kernel(_pooled(96, 12))
     assert near.value_ms == pytest.approx(1e-5 * 96 * 144, rel=0.1)
     assert near.tier is Tier.calibrated
@@ -115,23 +118,37 @@ def test_between_measured_kernels_of_a_family_times_are_fitted_and_far_from_them
 
 
 def test_a_sum_of_measured_kernels_is_no_measurement() -> None:
-    unchecked = ProfiledModel(_table(certificates={})).network(9.875, 0, Tier.measured)
+    unchecked = ProfiledModel(_table(certificates={})).network(KernelSums(9.875, tier=Tier.measured))
     assert (unchecked.tier, unchecked.low_ms, unchecked.high_ms) == (Tier.extrapolated, 8.0, 12.5)
     for model in (ProfiledModel(_table()), ProfiledModel(_table(), "edge-small")):
-        answer = model.network(9.875, 0, Tier.measured)
+        answer = model.network(KernelSums(9.875, tier=Tier.measured))
         assert (answer.value_ms, answer.tier, answer.low_ms, answer.high_ms) == (10.0, Tier.calibrated, 8.5, 10.0)
-        assert model.network(9.875, 0, Tier.extrapolated).tier is Tier.extrapolated
-        slower = model.network(20.0, 0, Tier.measured)
+        assert model.network(KernelSums(9.875, tier=Tier.extrapolated)).tier is Tier.extrapolated
+        slower = model.network(KernelSums(20.0, tier=Tier.measured))
         assert (slower.tier, slower.high_ms) == (Tier.extrapolated, pytest.approx(1.25 * 20.125))
-    assert ProfiledModel(_table(), "parc").network(9.875, 0, Tier.measured).tier is Tier.extrapolated
+    assert ProfiledModel(_table(), "parc").network(KernelSums(9.875, tier=Tier.measured)).tier is Tier.extrapolated
+
+
+MB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "more_ms"), [(0.5, 0.0), (1.0, 0.0), (1.5, 1.5 * 0.125), (2.0, 0.5), (10.0, 2.5)]
+    ("sums", "more_ms"),
+    [
+        (KernelSums(1.0, weight_bytes=MB // 2), 0.0),
+        (KernelSums(1.0, weight_bytes=MB), 0.0),
+        (KernelSums(1.0, weight_bytes=3 * MB // 2), 1.5 * 0.125),
+        (KernelSums(1.0, weight_bytes=2 * MB), 0.5),
+        (KernelSums(1.0, weight_bytes=10 * MB), 2.5),
+        (KernelSums(1.0, weight_bytes=10 * MB, vector_weight_bytes=4 * MB), 1.5),
+        (KernelSums(1.0, vector_ms=0.4, weight_bytes=2 * MB, vector_weight_bytes=2 * MB), 0.4),
+        (KernelSums(1.0, vector_ms=0.4, weight_bytes=MB), 0.0),
+        (KernelSums(1.0, moved_bytes=MB), 0.0),
+        (KernelSums(1.0, moved_bytes=4 * MB), 0.5),
+    ],
 )
-def test_weights_that_fit_no_cache_cost_more_each(megabytes: float, more_ms: float) -> None:
-    answer = ProfiledModel(_table()).network(1.0, int(megabytes * 2**20), Tier.measured)
-    assert answer.value_ms == pytest.approx(1.125 + more_ms)
+def test_what_fits_no_cache_costs_more(sums: KernelSums, more_ms: float) -> None:
+    assert ProfiledModel(_table()).network(sums).value_ms == pytest.approx(1.125 + more_ms)
 
 
 def _edit(path: Path, old: str, new: str) -> str:
@@ -191,7 +208,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_number_that_is_no_latency_never_comes_out_of_a_fit() -> None:
     rows = {_pooled(channels, 4).key: Row(1e-6, 0.0, 1) for channels in (1, 2, 3, 4, 5, 6, 7, 8)}
-    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0, (0.0,) * len(COLD)), {})))
+    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0), {})))
     answer = model.kernel(_pooled(100, 1))
     assert math.isfinite(answer.value_ms)
     assert answer.value_ms > 0

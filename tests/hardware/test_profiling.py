@@ -209,7 +209,7 @@ def test_a_certificate_by_hand() -> None:
     for number, subject in enumerate(checks, 1):
         first, pool = fuse(subject.graph, RULES)
         rows |= {first.key: Row(number - 0.25, 0.0, 1), pool.key: Row(0.25, 0.0, 1)}
-    table = replace(empty_table(IDENTITY), fit=TableFit(rows, Overheads(0.5, 0.0, (0.0,) * 8), {}))
+    table = replace(empty_table(IDENTITY), fit=TableFit(rows, Overheads(0.5, 0.0), {}))
     times = {"n4": [1.5, 1.5, 1.53], "n8": [2.6, 2.5, 2.4], "n16": [3.15], "n24": [4.0, 5.0, 4.8]}
     found = certify(Profile((), checks, RULES), table, times)
     assert found is not None

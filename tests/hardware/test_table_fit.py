@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hardware.table_fit import MEGABYTE, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
+from hardware.latency_table import KernelSums
+from hardware.table_fit import KNOTS_MB, MEGABYTE, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
 
 START_MS, WATCHING_MS = 0.05, 0.004
 
@@ -45,7 +46,7 @@ def networks(
         true_ms = [known[key][0] + price * known[key][1] / MEGABYTE for key in keys]
         launches = [int(rng.integers(1, 4)) for _ in keys]
         traced = [
-            KernelTrace(key, heard(ms) + count_ * WATCHING_MS, count_, known[key][1])
+            KernelTrace(key, heard(ms) + count_ * WATCHING_MS, count_, known[key][1], 0)
             for key, ms, count_ in zip(keys, true_ms, launches, strict=True)
         ]
         traces.append(NetworkTrace(f"n{index}", heard(START_MS + sum(true_ms)), tuple(traced)))
@@ -58,7 +59,8 @@ def true_ms(known: dict[str, tuple[float, int]], trace: NetworkTrace) -> float:
 
 
 def predicted_ms(fit: TableFit, trace: NetworkTrace) -> float:
-    return fit.overheads.network_ms(trace.weight_bytes) + sum(fit.rows[each.key].median_ms for each in trace.kernels)
+    sums = trace.sums({key: row.median_ms for key, row in fit.rows.items()})
+    return sums.total_ms + fit.overheads.network_ms(sums)
 
 
 def errors(fit: TableFit, known: dict[str, tuple[float, int]]) -> list[float]:
@@ -68,7 +70,8 @@ def errors(fit: TableFit, known: dict[str, tuple[float, int]]) -> list[float]:
 
 
 def price_ms(fit: TableFit, weights_mb: float) -> float:
-    return (fit.overheads.network_ms(int(weights_mb * MEGABYTE)) - fit.overheads.start_ms) / weights_mb
+    heavy = KernelSums(weight_bytes=int(weights_mb * MEGABYTE))
+    return (fit.overheads.network_ms(heavy) - fit.overheads.start_ms) / weights_mb
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,7 @@ def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, 
 def test_without_heavy_networks_no_weight_costs_more(known: dict[str, tuple[float, int]]) -> None:
     light = [each for each in networks(known, np.random.default_rng(2)) if each.weight_bytes < 2 * MEGABYTE]
     fit = fit_table(light)
-    assert sum(fit.overheads.cold_ms_per_mb) == pytest.approx(0, abs=1e-9)
+    assert sum(fit.overheads.weights_ms_per_mb) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("what", ["whole", "kernels"])
@@ -147,7 +150,7 @@ def test_families_take_up_what_the_runtimes_clock_misses(known: dict[str, tuple[
 
 
 def test_a_kernel_that_is_faster_than_the_clock_is_never_free() -> None:
-    fast = KernelTrace("flatten(8x1x1)", WATCHING_MS / 2, 1, 0)
+    fast = KernelTrace("flatten(8x1x1)", WATCHING_MS / 2, 1, 0, 0)
     known = kernels(np.random.default_rng(0))
     traces = [replace(trace, kernels=(*trace.kernels, fast)) for trace in networks(known, np.random.default_rng(1))]
     assert fit_table(traces).rows["flatten(8x1x1)"].median_ms > 0
@@ -160,8 +163,46 @@ def test_fewer_than_two_networks_say_nothing(count: int) -> None:
         fit_table(traces)
 
 
+def test_kernels_that_use_each_weight_once_and_large_maps_take_longer_in_larger_networks() -> None:
+    # Vectors double from 2 MB of weights to 4; moving a megabyte costs 0.04 ms more from 16 MB that are moved to 24.
+    rng = np.random.default_rng(3)
+    vectors = {f"conv({channels}x1x1>64 k1x1 s1 p0x0 g1)": channels for channels in (64, 128, 256, 512)}
+    maps = {f"add({channels}x32x32,{channels}x32x32)": channels for channels in (64, 128, 256, 512)}
+    traces = []
+    for index in range(150):
+        weight_bytes = int(rng.uniform(0.1, 8.0) * MEGABYTE)
+        moved_bytes = int(rng.uniform(2.0, 40.0) * MEGABYTE)
+        factor = 2 ** float(np.interp(weight_bytes / MEGABYTE, [2.0, 4.0], [0.0, 1.0]))
+        dearer = float(np.interp(moved_bytes / MEGABYTE, [16.0, 24.0], [0.0, 0.04]))
+        found = [KernelTrace(key, 1e-3 * size * factor, 1, 256 * size, 0, True) for key, size in vectors.items()]
+        found += [
+            KernelTrace(key, 1e-2 * size + dearer * 12 * size / 1024, 1, 0, 12 * 1024 * size)
+            for key, size in maps.items()
+        ]
+        left = KernelTrace(
+            "conv(32x8x8>32 k1x1 s1 p0x0 g1)",
+            1.0 + dearer * (moved_bytes - sum(each.moved_bytes for each in found)) / MEGABYTE,
+            1,
+            weight_bytes - sum(each.weight_bytes for each in found),
+            moved_bytes - sum(each.moved_bytes for each in found),
+        )
+        kernels_ = (*found, left)
+        traces.append(NetworkTrace(f"n{index}", sum(each.traced_ms for each in kernels_), kernels_))
+    fit = fit_table(traces)
+    for key, size in vectors.items():
+        assert fit.rows[key].median_ms == pytest.approx(1e-3 * size, rel=0.02)
+    for weights_mb, longer in ((1.0, 0.0), (3.0, 2**0.5 - 1), (6.0, 1.0)):
+        beyond = fit.overheads.network_ms(KernelSums(vector_ms=1.0, weight_bytes=int(weights_mb * MEGABYTE)))
+        assert beyond == pytest.approx(longer, abs=0.04)
+    for moved_mb, price in ((10.0, 0.0), (30.0, 0.04)):
+        beyond = fit.overheads.network_ms(KernelSums(moved_bytes=int(moved_mb * MEGABYTE)))
+        assert beyond / moved_mb == pytest.approx(price, abs=0.004)
+
+
 def test_what_a_network_takes_beyond_its_kernels_by_hand() -> None:
-    # Knots at 0.25, 0.5, 1, 2, ... MB: 0.1 ms more per megabyte on the way from 1 to 2, 0.2 more on that from 2 to 4.
-    overheads = Overheads(0.5, 0.0, (0.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.0, 0.0))
+    # 0.1 ms more per megabyte on the way from 1 to 2 MB, 0.2 more on that from 2 to 4.
+    steps = tuple({1.0: 0.1, 2.0: 0.2}.get(knot, 0.0) for knot in KNOTS_MB[:-1])
+    overheads = Overheads(0.5, 0.0, steps)
     for weights_mb, expected in ((0, 0.5), (1, 0.5), (1.5, 0.5 + 1.5 * 0.05), (2, 0.7), (3, 0.5 + 3 * 0.2), (40, 12.5)):
-        assert overheads.network_ms(int(weights_mb * MEGABYTE)) == pytest.approx(expected)
+        sums = KernelSums(weight_bytes=int(weights_mb * MEGABYTE))
+        assert overheads.network_ms(sums) == pytest.approx(expected)

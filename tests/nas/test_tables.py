@@ -196,7 +196,8 @@ def test_a_board_is_a_target_once_it_was_measured(nas, device, tmp_path):
     code, out, err = nas(*on_board(device), "--json")
     assert code == DONE, err
     assert device.hosts == ["me@board"]
-    identity = json.loads(out)["identity"]
+    profiled = json.loads(out)
+    identity = profiled["identity"]
     assert (identity["target"], identity["device"], identity["cpu"]) == ("my-board", "Formula 1", "as fast as told")
     assert (identity["runtime"], identity["runtime_version"], identity["cores"]) == ("ncnn", "20260101", 4)
     code, out, err = nas("targets")
@@ -204,6 +205,9 @@ def test_a_board_is_a_target_once_it_was_measured(nas, device, tmp_path):
     row = next(line for line in out.splitlines() if line.startswith("my-board"))
     assert "ncnn 20260101" in row
     assert "measured" in row
+    certificate = profiled["certificates"]["edge-small"]
+    assert f"{certificate['mape_percent']:.1f} %" in row
+    assert f"{certificate['fastest_ms']:.4g}-{certificate['slowest_ms']:.4g}" in row
     code, out, err = nas("targets", "my-board")
     assert code == DONE, err
     assert "Formula 1" in out

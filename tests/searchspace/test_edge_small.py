@@ -8,9 +8,9 @@ import yaml
 from torch import nn
 
 from evaluators.static import StaticCosts
-from hardware.cost import BYTES_PER_FLOAT, cost
+from hardware.cost import cost
 from hardware.kernels import fuse
-from hardware.latency_table import worst_tier
+from hardware.latency_table import kernel_sums
 from hardware.targets import load_target
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
@@ -137,12 +137,8 @@ def test_costs_summed_over_blocks_are_those_of_the_whole_graph(target):
     for spec in members(300, seed=3):
         graph, found = deploy_graph(spec), costs(spec)
         assert found.peak_memory_bytes == cost(graph).peak_memory_bytes
-        kernels = [device.latency_model.kernel(kernel) for kernel in fuse(graph, device.fusion_rules)]
-        whole = device.latency_model.network(
-            sum(kernel.value_ms for kernel in kernels),
-            BYTES_PER_FLOAT * cost(graph).params,
-            worst_tier(kernel.tier for kernel in kernels),
-        )
+        kernels = fuse(graph, device.fusion_rules)
+        whole = device.latency_model.network(kernel_sums(device.latency_model, kernels))
         assert found.latency.value_ms == pytest.approx(whole.value_ms, rel=1e-12)
         assert found.latency.high_ms == pytest.approx(whole.high_ms, rel=1e-12)
         assert found.latency.tier is whole.tier

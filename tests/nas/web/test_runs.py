@@ -164,3 +164,17 @@ def test_a_stop_that_comes_too_late_hits_nobody_else(tmp_path, monkeypatch, hold
     Runs().stop(tmp_path)
     with pytest.raises(subprocess.TimeoutExpired):
         holder.wait(0.3)
+
+
+def test_a_lock_on_a_file_of_that_number_elsewhere_is_another_lock(tmp_path, monkeypatch):
+    lock = tmp_path / LOCK
+    lock.write_text("4242")
+    inode = lock.stat().st_ino
+    rows = tmp_path / "locks"
+    monkeypatch.setattr(module, "LOCKS", rows)
+    of_another = f"1: FLOCK  ADVISORY  WRITE 4243 fe:01:{inode} 0 EOF\n"
+    waiting = f"1: -> FLOCK  ADVISORY  WRITE 4242 fe:00:{inode} 0 EOF\n"
+    rows.write_text(of_another + waiting)
+    assert driver_of(tmp_path) is None
+    rows.write_text(f"1: FLOCK  ADVISORY  WRITE 4242 fe:00:{inode} 0 EOF\n")
+    assert driver_of(tmp_path) == 4242

@@ -51,6 +51,14 @@ def test_a_folder_without_studies_says_so(client_of, tmp_path):
     assert "There is no study in" in client_of(tmp_path / "missing").get("/").text
 
 
+def test_folders_whose_names_no_study_has_are_passed_over(client_of, studies):
+    for name in (".hidden", "a copy", "-x"):
+        shutil.copytree(studies / "mine", studies / name)
+    got = client_of(studies).get("/")
+    assert got.status == 200
+    assert re.findall(r'id="study-([^"]*)"', got.text) == ["mine"]
+
+
 def test_a_study_shows_its_front_its_log_and_its_downloads(client):
     got = client.get("/studies/mine")
     assert got.status == 200

@@ -1,6 +1,7 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -165,6 +166,13 @@ def build_parser() -> _Parser:
     profile.add_argument("--adb-python", default="python3", metavar="PATH", help="Python on the Android device")
     _add_common(profile)
 
+    dashboard = add("dashboard", _dashboard, "a web page over the studies: watch, resume, stop, extend, take home")
+    dashboard.add_argument("--host", default="127.0.0.1", help="other than this machine alone needs a password")
+    dashboard.add_argument("--port", type=int, default=8080, help="where to listen")
+    dashboard.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    dashboard.add_argument("--storage", metavar="URL", help="have Optuna's own charts show the studies of a database")
+    dashboard.add_argument("--optuna-writes", action="store_true", help="let Optuna's own pages change that database")
+
     targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")
     targets.add_argument("target", nargs="?", help="one of them in full")
     _add_common(targets)
@@ -310,6 +318,14 @@ def _import_families(module: str | None) -> None:
             load_families(module)
         except ValueError as error:
             raise SpecError(f"import: {error}") from error
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from nas.web.guard import Guard
+    from nas.web.server import dashboard
+
+    guard = Guard(options.host, os.environ.get("NAS_DASHBOARD_PASSWORD"))
+    return dashboard(guard, options.port, options.out, options.storage, options.optuna_writes)
 
 
 def _targets(options: argparse.Namespace) -> int:

@@ -27,6 +27,7 @@ from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, 
 from nas.shortlist import Finalist, shortlist
 from nas.storage import driver_lock, open_storage
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
+from nas.study_log import study_log
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
 
@@ -153,7 +154,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         InfeasibleBudget: no member of the space keeps the budget; found before any trial.
         ConfigError: another driver holds the study, or it does not repeat itself.
     """
-    with driver_lock(folder), closing(_executor(problem.settings)) as executor:
+    with driver_lock(folder), study_log(folder), closing(_executor(problem.settings)) as executor:
         record = read_study_file(folder)
         if record.trials != problem.settings.trials:
             write_study_file(folder, record.model_copy(update={"trials": problem.settings.trials}))
@@ -164,6 +165,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             search = Search(problem, folder, executor)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
+        logger.info("search ended: %s", outcome.ended)
         with _timed(seconds, "finalists"):
             members, failures = _train_finalists(problem, folder, executor, search, outcome, observer)
         executor.close()  # what is timed now must have the machine to itself
@@ -225,6 +227,7 @@ def _train_finalists(
             broken[key] = finished.result
         else:
             search.results.add(key, finished.result)
+        logger.info("finalists: %d of %d trained", total - len(out), total)
         observer.training(total - len(out), total)
     members: Trained = []
     failures = []

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -20,11 +21,15 @@ from nas.sampling import DIRECTIONS
 
 JOURNAL = "journal.log"
 LOCK = "driver.lock"
+# What stands in the lock instead of a process once a driver ended well; one that was killed leaves its own number.
+STOPPED, FINISHED = "stopped", "finished"
 
 
 @contextmanager
 def driver_lock(folder: Path) -> Iterator[None]:
     """Holds the study: a second driver is refused. The system drops the lock of a process that died.
+
+    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed.
 
     Raises:
         ConfigError: another process drives the study.
@@ -38,10 +43,19 @@ def driver_lock(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"study {folder.name}: one driver at a time, process {holder} is running it; wait for it or stop it"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        _replace(file, str(os.getpid()))
+        try:
+            yield
+        except KeyboardInterrupt:
+            _replace(file, STOPPED)
+            raise
+        _replace(file, FINISHED)
+
+
+def _replace(file: TextIO, text: str) -> None:
+    file.truncate(0)
+    file.write(text)
+    file.flush()
 
 
 def open_study(folder: Path, name: str, url: str | None) -> optuna.Study:

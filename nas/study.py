@@ -256,6 +256,8 @@ class Search:
                 )
         else:
             self._durable.add_trial(trial)
+            if trial.values is not None:
+                logger.info("trial %d: score %.4g at %.3g ms", number, *trial.values)
         return number
 
     def _progress(self) -> Progress:

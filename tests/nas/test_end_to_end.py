@@ -107,6 +107,7 @@ def test_it_leaves_the_folder_that_is_promised(done):
         "run.json",
         "report.html",
         "driver.lock",
+        "log.txt",
     }
     assert files == kept | {
         model + name for name in ("spec.yaml", "model.onnx", "weights.safetensors", "manifest.json")

@@ -128,6 +128,11 @@ class Dataset:
         """
         return self._resized(self._test, resolution)
 
+    def validation_image(self, index: int) -> npt.NDArray[np.uint8]:
+        """A validation image as it was read, (channels, side, side) with white 255, by its place in `at`."""
+        image: npt.NDArray[np.uint8] = self._val.pixels[index].copy()
+        return image
+
     def _resized(self, images: LabelledImages, resolution: int) -> HeldOut:
         if resolution < 1:
             raise DataError(f"resolution must be at least 1 pixel, got {resolution}")

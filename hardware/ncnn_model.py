@@ -41,6 +41,7 @@ from hardware.ops import (
     Shape,
     Slice,
     Softmax,
+    label,
     weight_shapes,
 )
 
@@ -336,7 +337,10 @@ def _graph_layers(graph: DeployGraph, weights: Mapping[str, FloatArray]) -> list
         inputs = [(values[source], graph.nodes[source].shape) for source in node.inputs]
         own = {tensor: weights[f"{node.name}.{tensor}"] for tensor in weight_shapes(node.op, graph.input_shapes(node))}
         name = "in0" if isinstance(node.op, Input) else node.name
-        layers += _emit(node.op, inputs, Blob(name, node.shape), own)
+        try:
+            layers += _emit(node.op, inputs, Blob(name, node.shape), own)
+        except ValueError as error:
+            raise ValueError(f"{label(node.op)} {node.name!r}: {error}") from error
         values.append(layers[-1].outputs[0])
     if values[-1].shape != graph.output_shape:
         layers.append(_reshape_layer(values[-1], Blob(OUTPUT_NAME, graph.output_shape)))

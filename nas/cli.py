@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Modules of the user's own are found where he works, behind everything that is installed.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    parser = _build_parser()
+    parser = build_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -88,7 +89,8 @@ def _report_error(error: Exception) -> int:
     return code
 
 
-def _build_parser() -> _Parser:
+def build_parser() -> _Parser:
+    """Every command with its flags."""
     parser = _Parser(prog="nas", description="Finds neural networks for small devices.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"nas {__version__}")
     parser.set_defaults(command=None, debug=False)
@@ -126,6 +128,32 @@ def _build_parser() -> _Parser:
     show.add_argument("--trial", type=int, metavar="N", help="one member")
     _add_common(show)
 
+    export = add("export", _export, "trained members as folders that stand alone: ONNX, ncnn, MNN, torch")
+    _add_study(export)
+    which = export.add_mutually_exclusive_group()
+    which.add_argument("--front", action="store_true", help="every member of the front, as without --trial")
+    which.add_argument("--trial", type=int, nargs="+", metavar="N", help="these trained members")
+    export.add_argument("--format", default="onnx", metavar="F,F", help="of onnx, ncnn, mnn and torch; default: onnx")
+    export.add_argument("--batch", type=int, metavar="N", help="fix the batch of ONNX and torch, which is free without")
+    export.add_argument("--int8", action="store_true", help="beside model.onnx a model.int8.onnx in eight bits")
+    export.add_argument(
+        "--max-drop",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="leave eight bits out where they cost more validation accuracy than this; default: 0.01",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new or empty folder")
+    export.add_argument("--force", action="store_true", help="replace members in a folder that is not empty")
+    _add_voice(export)
+
+    report = add("report", _report, "one HTML file about a study that needs nothing beside itself")
+    _add_study(report)
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to; default: report.html in the study's folder")
+    report.add_argument("--svg", type=Path, metavar="FILE", help="the picture of the front by itself")
+    report.add_argument("--png", type=Path, metavar="FILE", help="the same as pixels")
+    _add_voice(report)
+
     predict = add("predict", _predict, "params, macs, memory, receptive field and latency, with a line per kernel")
     predict.add_argument("spec", help="a spec file, STUDY:TRIAL or a published network")
     _add_target(predict)
@@ -151,6 +179,13 @@ def _build_parser() -> _Parser:
     way.add_argument("--import", type=Path, metavar="FILE", dest="brought", help="take in what came back of a bundle")
     profile.add_argument("--adb-python", default="python3", metavar="PATH", help="Python on the Android device")
     _add_common(profile)
+
+    dashboard = add("dashboard", _dashboard, "a web page over the studies: watch, resume, stop, extend, take home")
+    dashboard.add_argument("--host", default="127.0.0.1", help="other than this machine alone needs a password")
+    dashboard.add_argument("--port", type=int, default=8080, help="where to listen")
+    dashboard.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    dashboard.add_argument("--storage", metavar="URL", help="have Optuna's own charts show the studies of a database")
+    dashboard.add_argument("--optuna-writes", action="store_true", help="let Optuna's own pages change that database")
 
     targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")
     targets.add_argument("target", nargs="?", help="one of them in full")
@@ -207,8 +242,17 @@ def _add_families(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--families", dest="module", metavar="MODULE", help="a module with block families of your own")
 
 
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", help="name or folder of the study")
+    parser.add_argument("--studies", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    _add_voice(parser)
+
+
+def _add_voice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout and nothing else there")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
@@ -236,6 +280,31 @@ def _show(options: argparse.Namespace) -> int:
     from nas.commands import show
 
     return show(options.study, options.trial, _view(options))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from nas.commands import View
+    from nas.export_command import ExportWords, export
+
+    words = ExportWords(
+        study=options.study,
+        trials=None if options.trial is None else tuple(options.trial),
+        formats=options.format,
+        batch=options.batch,
+        int8=options.int8,
+        max_drop=options.max_drop,
+        out=options.out,
+        force=options.force,
+    )
+    return export(words, View(options.studies, options.json, options.quiet))
+
+
+def _report(options: argparse.Namespace) -> int:
+    from nas.commands import View
+    from nas.report_command import report
+
+    view = View(options.studies, options.json, options.quiet)
+    return report(options.study, options.out, options.svg, options.png, view)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -270,6 +339,14 @@ def _import_families(module: str | None) -> None:
             load_families(module)
         except ValueError as error:
             raise SpecError(f"import: {error}") from error
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from nas.web.guard import Guard
+    from nas.web.server import dashboard
+
+    guard = Guard(options.host, os.environ.get("NAS_DASHBOARD_PASSWORD"))
+    return dashboard(guard, options.port, options.out, options.storage, options.optuna_writes)
 
 
 def _targets(options: argparse.Namespace) -> int:

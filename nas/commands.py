@@ -166,7 +166,7 @@ def study_folder(name: str, view: View) -> Path:
             return folder
     known = sorted(path.parent.name for path in view.studies.glob(f"*/{STUDY_FILE}"))
     listed = f"known in {view.studies}: {', '.join(known)}" if known else f"there are none in {view.studies}"
-    raise ConfigError(f"study: no study {name!r}; {listed}; another place is given by --out DIR")
+    raise ConfigError(f"study: no study {name!r}; {listed}; one elsewhere is given by its folder")
 
 
 def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], *, accept_table: bool, view: View) -> int:

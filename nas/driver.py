@@ -22,11 +22,13 @@ from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, resolve
 from nas.report import write_report
 from nas.results import Key
+from nas.run_record import write_run_record
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
 from nas.starts import write_earlier
 from nas.storage import check_free, driver_lock, open_study
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
+from nas.study_log import study_log
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
 
@@ -157,7 +159,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         InfeasibleBudget: no member of the space keeps the budget; found before any trial.
         ConfigError: another driver holds the study, or it does not repeat itself.
     """
-    with driver_lock(folder), closing(_executor(problem.settings)) as executor:
+    with driver_lock(folder), study_log(folder), closing(_executor(problem.settings)) as executor:
         record = read_study_file(folder)
         if record.target_sha256 != problem.target.sha256:
             record = _under_new_table(record, problem, folder)
@@ -175,6 +177,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             search = Search(problem, folder, executor, record)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
+        logger.info("search ended: %s", outcome.ended)
         with _timed(seconds, "finalists"):
             members, failures = _train_finalists(problem, folder, executor, search, outcome, observer)
         executor.close()  # what is timed now must have the machine to itself
@@ -186,7 +189,8 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             ]
         document = front_document(record, front_of(finished))
         write_front(folder, document)
-        write_report(folder, document, outcome, finished, seconds)
+        write_run_record(folder, finished, failures, outcome, seconds)
+        write_report(folder)
         return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
 
 
@@ -249,6 +253,7 @@ def _train_finalists(
             broken[key] = finished.result
         else:
             search.results.add(key, finished.result)
+        logger.info("finalists: %d of %d trained", total - len(out), total)
         observer.training(total - len(out), total)
     members: Trained = []
     failures = []

@@ -122,15 +122,7 @@ def export(network: Network, data: Dataset, splits: Splits, folder: Path, accura
         {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
     )
     deployed = deploy(network)
-    metadata = {
-        "classes": json.dumps(data.class_names),
-        "mean": json.dumps(data.mean),
-        "std": json.dumps(data.std),
-        "preprocessing": "resize to the input, scale pixels to 0..1, subtract mean, divide by std",
-        "accuracy": accuracy_line,
-        "spec_id": spec_id(network.spec),
-    }
-    model = to_onnx(deployed, metadata=metadata)
+    model = to_onnx(deployed, metadata=onnx_metadata(data, network.spec, accuracy_line))
     path = folder / "model.onnx"
     onnx.save(model, path)
     for written in folder.iterdir():
@@ -142,6 +134,18 @@ def export(network: Network, data: Dataset, splits: Splits, folder: Path, accura
         "folded": difference(trained, logits(DeployModule(deployed), images)),
         # from the file, as its user will load it
         "onnxruntime": difference(trained, runner.run(path, images.numpy())),
+    }
+
+
+def onnx_metadata(data: Dataset, spec: ArchSpec, accuracy_line: str) -> dict[str, str]:
+    """What an ONNX file says of itself, so that it can be used without anything beside it."""
+    return {
+        "classes": json.dumps(data.class_names),
+        "mean": json.dumps(data.mean),
+        "std": json.dumps(data.std),
+        "preprocessing": "resize to the input, scale pixels to 0..1, subtract mean, divide by std",
+        "accuracy": accuracy_line,
+        "spec_id": spec_id(spec),
     }
 
 

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.log"
 LOCK = "driver.lock"
+# What stands in the lock instead of a process once a driver ended well; one that was killed leaves its own number.
+STOPPED, FINISHED = "stopped", "finished"
 
 # Which study of ours a name in a shared storage belongs to: two folders may have chosen the same name.
 OWNER = "edge-nas:owner"
@@ -47,6 +50,8 @@ class StorageLost(Exception):
 def driver_lock(folder: Path) -> Iterator[None]:
     """Holds the study: a second driver is refused. The system drops the lock of a process that died.
 
+    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed.
+
     Raises:
         ConfigError: another process drives the study.
     """
@@ -59,10 +64,19 @@ def driver_lock(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"study {folder.name}: one driver at a time, process {holder} is running it; wait for it or stop it"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        _replace(file, str(os.getpid()))
+        try:
+            yield
+        except KeyboardInterrupt:
+            _replace(file, STOPPED)
+            raise
+        _replace(file, FINISHED)
+
+
+def _replace(file: TextIO, text: str) -> None:
+    file.truncate(0)
+    file.write(text)
+    file.flush()
 
 
 def open_study(folder: Path, name: str, url: str | None, owner: str | None = None) -> optuna.Study:

@@ -276,6 +276,8 @@ class Search:
                 )
         else:
             remember(self._durable, trial, number)
+            if trial.values is not None:
+                logger.info("trial %d: score %.4g at %.3g ms", number, *trial.values)
         return number
 
     def _progress(self) -> Progress:

@@ -22,8 +22,9 @@ ONLY_IN = {
     "optuna": ("nas/",),
     "ray": ("nas/executors/ray.py",),
     "rich": ("nas/console.py",),
-    # board.py runs where nothing else of ours does.
-    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py"),
+    "optuna_dashboard": ("nas/web/optuna_pages.py",),
+    # board.py runs where nothing else of ours does; the quantizer comes with the runtime.
+    "onnxruntime": ("hardware/runners/onnxruntime.py", "hardware/board.py", "hardware/onnx_int8.py"),
     "ncnn": ("hardware/runners/ncnn.py", "hardware/board.py"),
     "MNN": ("hardware/runners/mnn.py", "hardware/board.py"),
     "_tools": ("hardware/runners/mnn.py",),
@@ -31,14 +32,20 @@ ONLY_IN = {
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
     "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
-    "PIL": ("evaluators/",),
+    "PIL": ("evaluators/", "nas/export.py", "nas/front_picture.py"),
 }
 
 # Slow to import, or needed by few: they wait until a function is called.
-INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime", "ncnn", "MNN", "_tools"}
+INSIDE_FUNCTIONS = {"sklearn", "PIL", "ray", "onnxruntime", "ncnn", "MNN", "_tools", "optuna_dashboard"}
 
 # What a distribution is called where its module has another name.
-MODULE_OF = {"pyyaml": "yaml", "scikit-learn": "sklearn", "pillow": "PIL", "mnn": "MNN"}
+MODULE_OF = {
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "pillow": "PIL",
+    "mnn": "MNN",
+    "optuna-dashboard": "optuna_dashboard",
+}
 
 # Part of pydantic, which pins its version and hands out its types; the converter that comes with MNN.
 PARTS_OF_OTHERS = {"pydantic_core": "pydantic", "_tools": "MNN"}

@@ -18,7 +18,8 @@ from nas.commands import checked_settings, default_name
 from nas.console import QuietObserver
 from nas.driver import begin, check_same, run_study, study_record
 from nas.members import certificate, read_front
-from nas.report import summary, worth, write_report
+from nas.report import page, summary, worth
+from nas.run_record import read_run_record
 from nas.settings import read_study_file, write_study_file
 from nas.storage import driver_lock
 from searchspace.spec import spec_id
@@ -259,7 +260,8 @@ def test_a_report_shows_names_as_text_whatever_they_hold(run):
     outcome = run(StudyExecutor())
     name = "<script>alert('x')</script>&amp;"
     document = outcome.document | {"data": name, "study": name}
-    text = write_report(run.folder, document, outcome.search, document["members"], {name: 1.0}).read_text()
+    record = read_run_record(run.folder) | {"failures": [name]}
+    text = page(document, read_study_file(run.folder), record)
     assert "<script" not in text
     assert text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;amp;") >= 3
 

@@ -98,7 +98,17 @@ def test_it_leaves_the_folder_that_is_promised(done):
     (member,) = done.document["members"]
     files = {path.relative_to(done.folder).as_posix() for path in done.folder.rglob("*") if path.is_file()}
     model = f"models/{member['trial']}/"
-    kept = {"study.yaml", "journal.log", "results.jsonl", "front.json", "front.csv", "report.html", "driver.lock"}
+    kept = {
+        "study.yaml",
+        "journal.log",
+        "results.jsonl",
+        "front.json",
+        "front.csv",
+        "run.json",
+        "report.html",
+        "driver.lock",
+        "log.txt",
+    }
     assert files == kept | {
         model + name for name in ("spec.yaml", "model.onnx", "weights.safetensors", "manifest.json")
     }

@@ -1,0 +1,44 @@
+"""How well one order of things agrees with another, and how often chance alone would agree as well."""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+# Up to 7! orders are tried one by one, of more a sample.
+EXACT_UP_TO = 7
+SAMPLES = 10_000
+
+
+def ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """The place of each value in rising order, from 1; equal values share the mean of their places."""
+    array = np.asarray(values, np.float64)
+    below, up_to = (array[:, None] > array).sum(1), (array[:, None] >= array).sum(1)
+    places: npt.NDArray[np.float64] = (below + up_to + 1) / 2
+    return places
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, from -1 to 1; None where one side is all equal or there are fewer than two."""
+    a, b = ranks(first), ranks(second)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / scale if len(a) > 1 and scale > 0 else None
+
+
+def chance(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """The share of all orders of `second` that correlate at least as strongly, in either direction; None as above."""
+    found = spearman(first, second)
+    if found is None:
+        return None
+    a, b = ranks(first), ranks(second)
+    a, b = a - a.mean(), b - b.mean()
+    if len(b) <= EXACT_UP_TO:
+        orders = np.array(list(itertools.permutations(range(len(b)))))
+    else:
+        rng = random.Random(0)
+        orders = np.array([rng.sample(range(len(b)), len(b)) for _ in range(SAMPLES)])
+    reached = np.abs(b[orders] @ a)
+    return float((reached >= abs(float(a @ b)) - 1e-9).mean())

@@ -1,0 +1,185 @@
+"""A trained network taken apart: its blocks in both forms, and where its time goes on the device."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+from hardware.kernels import fuse, fused_chains
+from hardware.latency_table import UnmeasuredKernel
+from hardware.ops import Shape
+from hardware.profiled_table import ProfiledModel
+from hardware.strict_yaml import ConfigError
+from hardware.targets import Target, load_target
+from nas.driver import TABLE
+from nas.settings import StudyFile, read_study_file
+from searchspace.network import deploy_graph
+from searchspace.references.comparison import BlockCounts, Counts, block_counts
+from searchspace.registry import BlockSpec, family_of
+from searchspace.spaces import space_named
+from searchspace.spec import SpecError, is_train_gene, read_spec, spec_id
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Equal blocks one after the other, `repeat` of them; counts are of one."""
+
+    family: str
+    genes: str
+    repeat: int
+    output_shape: Shape
+    trained: Counts
+    deployed: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class StageRows:
+    """What a stage does to the shape that enters it."""
+
+    title: str
+    input_shape: Shape
+    output_shape: Shape
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """One kernel: the block that it belongs to, its key in the latency table, and what it is expected to take."""
+
+    block: str
+    key: str
+    latency_ms: float
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """All of a network; kernels are empty and `untimed` says why where the table has no line for one of them."""
+
+    spec_id: str
+    stages: tuple[StageRows, ...]
+    blocks: tuple[BlockCounts, ...]
+    trained: Counts
+    deployed: Counts
+    kernels: tuple[KernelTime, ...]
+    untimed: str | None
+
+
+def anatomy(folder: Path, trial: int) -> Anatomy | None:
+    """The network that a study trained as that trial; None where it trained none.
+
+    Raises:
+        ConfigError: its spec is damaged, or its block families are not at hand.
+    """
+    path = folder / "models" / str(trial) / "spec.yaml"
+    try:
+        changed = path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    return _anatomy(folder, path, changed)
+
+
+@lru_cache(maxsize=64)
+def _anatomy(folder: Path, path: Path, changed: int) -> Anatomy:
+    record = read_study_file(folder)
+    try:
+        space_named(record.space)  # one of the user's own registers the families of its members
+        spec = read_spec(path)
+        blocks = block_counts(spec)
+    except SpecError as error:
+        raise ConfigError(str(error)) from error
+    kernels: tuple[KernelTime, ...] = ()
+    untimed = None
+    try:
+        target = study_target(record, folder)
+        graph = deploy_graph(spec)
+        kernels = tuple(
+            KernelTime(_block_of(graph.nodes[chain[0]].name), kernel.key, latency.value_ms, latency.tier.value)
+            for chain, kernel in zip(
+                fused_chains(graph, target.fusion_rules), fuse(graph, target.fusion_rules), strict=True
+            )
+            for latency in (target.latency_model.kernel(kernel),)
+        )
+    except (ConfigError, UnmeasuredKernel) as error:
+        untimed = str(error)
+    return Anatomy(
+        spec_id(spec),
+        tuple(_stages(spec.input_shape, blocks)),
+        blocks,
+        _total([each.trained for each in blocks]),
+        _total([each.deployed for each in blocks]),
+        kernels,
+        untimed,
+    )
+
+
+def study_target(record: StudyFile, folder: Path) -> Target:
+    """The target of a study with the table that it began with.
+
+    Raises:
+        ConfigError: the target is not known here, or the table is damaged.
+    """
+    table = folder / TABLE
+    target = load_target(
+        record.target, threads=record.threads, runtime=record.runtime, table=table if table.exists() else None
+    )
+    model = target.latency_model
+    if isinstance(model, ProfiledModel):
+        return replace(target, latency_model=ProfiledModel(model.profiled, record.space))
+    return target
+
+
+def _block_of(node: str) -> str:
+    parts = node.split(".")
+    return title_of(".".join(parts[:3] if parts[0] == "stages" else parts[:1]))
+
+
+def title_of(path: str) -> str:
+    """A block's path in words: `stages.0.1` is `stage 1, block 2`."""
+    parts = path.split(".")
+    if parts[0] != "stages":
+        return path
+    return f"stage {int(parts[1]) + 1}, block {int(parts[2]) + 1}"
+
+
+def stage_of(path: str) -> str:
+    """The stage of a block in words; stem and head are stages of their own."""
+    return path if not path.startswith("stages.") else f"stage {int(path.split('.')[1]) + 1}"
+
+
+def _stages(shape: Shape, blocks: Sequence[BlockCounts]) -> list[StageRows]:
+    found = []
+    for title, group in groupby(blocks, key=lambda each: stage_of(each.path)):
+        own = list(group)
+        found.append(StageRows(title, shape, own[-1].output_shape, tuple(_rows(own))))
+        shape = own[-1].output_shape
+    return found
+
+
+def _rows(blocks: Sequence[BlockCounts]) -> list[Row]:
+    same = groupby(blocks, key=lambda each: (each.block, each.output_shape, each.trained, each.deployed))
+    return [
+        Row(family_of(block).name, genes_text(block), len(list(group)), shape, trained, deployed)
+        for (block, shape, trained, deployed), group in same
+    ]
+
+
+def genes_text(block: BlockSpec) -> str:
+    """The genes of a block as people read them; what is not there is left out."""
+    genes = [(gene, getattr(block, gene.name)) for gene in fields(block)]
+    return ", ".join(
+        f"{gene.name.replace('_', ' ')} {_plain(value)}{' (train form only)' if is_train_gene(gene) else ''}"
+        for gene, value in genes
+        if value is not None and value != ()
+    )
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "/".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _total(counts: Sequence[Counts]) -> Counts:
+    return Counts(sum(each.params for each in counts), sum(each.macs for each in counts))

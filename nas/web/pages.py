@@ -1,0 +1,285 @@
+"""The pages: the list of studies, one study as it runs, and what all pages share."""
+
+from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import quote
+
+from nas.web.charts import hypervolume_chart, legend, search_chart, trained_chart
+from nas.web.downloads import Download
+from nas.web.markup import Markup, element, joined, table
+from nas.web.studies import Live, Overview, Point, age, duration
+
+# What is said after a button was pressed; only these, never words from the address.
+SAID = {
+    "resumed": "The study is being taken up again; that takes a few seconds.",
+    "extended": "The study goes on with more trials; that takes a few seconds.",
+    "stopped": "The study was asked to stop; it ends after what it is doing.",
+}
+
+
+def study_url(name: str, *parts: object) -> str:
+    """The address of something in a study."""
+    return "/".join(["/studies", quote(name), *(quote(str(part)) for part in parts)])
+
+
+def page(title: str, *inside: object, with_optuna: bool) -> str:
+    """A whole page."""
+    links = [element("a", "Studies", href="/", id="home")]
+    if with_optuna:
+        links.append(element("a", "Optuna's charts", href="/dashboard", id="optuna"))
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{title} - edge-nas"),
+        element("link", rel="stylesheet", href="/own/dashboard.css"),
+        element("link", rel="icon", href="data:,"),
+        Markup('<script src="/own/dashboard.js" defer></script>'),
+    )
+    body = element(
+        "body",
+        element("a", "Skip to the content", href="#content", class_="skip"),
+        element("header", element("nav", *links, aria_label="Pages")),
+        element("main", *inside, id="content"),
+        element("p", id="connection", role="status", class_="notice", hidden=True),
+    )
+    return "<!doctype html>\n" + element("html", head, body, lang="en")
+
+
+def list_page(overviews: Sequence[Overview], root: str, with_optuna: bool) -> str:
+    """Every study of the folder."""
+    if overviews:
+        titles = ("study", "state", "target", "budget", "trials", "best so far", "age")
+        rows = [_list_row(each) for each in overviews]
+        found = element(
+            "div", table(titles, rows, caption=f"Studies in {root}"), class_="cards", id="list", data_live=True
+        )
+    else:
+        found = element("p", f"There is no study in {root} yet; nas search begins one.", id="list", data_live=True)
+    return page("Studies", element("h1", "Studies"), found, with_optuna=with_optuna)
+
+
+def _list_row(each: Overview) -> list[object]:
+    name = element("a", each.name, href=study_url(each.name), id=f"study-{each.name}")
+    if each.record is None:
+        return [name, _state(each.state), "-", "-", "-", element("span", each.trouble or "", class_="bad"), "-"]
+    return [
+        name,
+        _state(each.state),
+        each.record.target,
+        each.record.budget,
+        f"{each.done} of {each.record.trials}",
+        each.best,
+        age(each.record.created),
+    ]
+
+
+def _state(state: str) -> Markup:
+    return element("span", state, class_=f"state {state}")
+
+
+def study_page(
+    live: Live, token: str, downloads: Sequence[Download], said: str, optuna_id: int | None, with_optuna: bool
+) -> str:
+    """One study; what changes while it runs is marked to be fetched again."""
+    overview = live.overview
+    name = overview.name
+    notice = element("p", SAID[said], class_="notice", role="status") if said in SAID else ""
+    parts: list[object] = [element("h1", name), notice, _section("facts", None, _facts(overview))]
+    parts.append(_section("actions", None, _buttons(overview, token)))
+    if overview.record is None:
+        parts.append(element("p", overview.trouble or "", class_="bad", role="alert"))
+    else:
+        parts += _pictures(live)
+    if downloads:
+        parts.append(_section("files", "To take home", download_list(name, downloads)))
+    else:
+        parts.append(
+            _section(
+                "files",
+                "To take home",
+                hint("Once the study has finished, its front can be downloaded here."),
+            )
+        )
+    log = "\n".join(live.log) or "Nothing was logged yet."
+    parts.append(
+        _section("log", "Log", element("pre", log, tabindex=0, role="region", aria_label="The log's last lines"))
+    )
+    if with_optuna and optuna_id is not None:
+        link = element("a", "Optuna's own pages about this study", href=f"/dashboard/studies/{optuna_id}")
+        parts.append(
+            element("p", link, ": history, importance of genes, parallel coordinates, every trial as a table.")
+        )
+    return page(name, *parts, with_optuna=with_optuna)
+
+
+def hint(words: str) -> Markup:
+    """A remark beside what matters."""
+    return element("p", words, class_="faint")
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> Markup:
+    """What is known, each value under its name."""
+    rows = (
+        element("div", element("dt", key), element("dd", value), class_="long" if _is_sentence(value) else None)
+        for key, value in pairs
+    )
+    return element("dl", *rows, class_="facts")
+
+
+def _is_sentence(value: object) -> bool:
+    return not isinstance(value, Markup) and len(str(value)) > 50
+
+
+def _section(name: str, title: str | None, *inside: object) -> Markup:
+    heading = element("h2", title) if title else ""
+    return element("section", heading, *inside, id=name, data_live=True)
+
+
+def _facts(overview: Overview) -> Markup:
+    pairs: list[tuple[str, object]] = [("state", _state(overview.state))]
+    record = overview.record
+    if record is not None:
+        pairs += [
+            ("target", f"{record.target}, {record.threads} thread{'s' if record.threads > 1 else ''}"),
+            ("budget", record.budget),
+            ("data", record.data),
+            (
+                "trials",
+                joined(
+                    f"{overview.done} of {record.trials}" + (f", {overview.failed} failed" if overview.failed else ""),
+                    _bar(overview.done, record.trials),
+                ),
+            ),
+            ("best so far", overview.best),
+        ]
+        if overview.state == "running":
+            rate = "measuring" if overview.per_minute is None else f"{overview.per_minute:.3g} a minute"
+            left = "-" if overview.left_s is None else duration(overview.left_s)
+            if overview.done >= record.trials:
+                rate, left = "search done", "finalists are being trained"
+            pairs += [("rate", rate), ("time left", left)]
+        pairs.append(("begun", f"{record.created[:16].replace('T', ' ')} UTC"))
+    return facts(pairs)
+
+
+def _bar(done: int, total: int) -> Markup:
+    return element("progress", f"{done} of {total}", value=min(done, total), max=total, aria_label="trials done")
+
+
+def _buttons(overview: Overview, token: str) -> Markup:
+    name = overview.name
+    if overview.state in ("running", "starting"):
+        return _form(name, "stop", token, element("button", "Stop", id="stop", aria_label=f"Stop {name}"))
+    forms = []
+    record = overview.record
+    if record is None or overview.state != "finished" or overview.done < record.trials:
+        total = f" to its {record.trials} trials" if record else ""
+        forms.append(
+            _form(name, "resume", token, element("button", "Resume", id="resume", aria_label=f"Resume {name}{total}"))
+        )
+    more = element(
+        "input",
+        type="number",
+        name="trials",
+        value=20,
+        min=1,
+        max=100_000,
+        id="more",
+        required=True,
+        aria_label="How many more trials",
+    )
+    forms.append(
+        _form(
+            name,
+            "extend",
+            token,
+            element("label", "by ", more, " trials", for_="more"),
+            element("button", "Extend", id="extend", aria_label=f"Extend {name}"),
+        )
+    )
+    return element("div", *forms, class_="buttons")
+
+
+def _form(name: str, action: str, token: str, *inside: object) -> Markup:
+    hidden = element("input", type="hidden", name="token", value=token)
+    return element("form", hidden, *inside, method="post", action=study_url(name, action))
+
+
+def _pictures(live: Live) -> list[Markup]:
+    name = live.overview.name
+
+    def link(number: int) -> str:
+        return study_url(name, "trials", number)
+
+    tiers = {each.tier for each in live.points if each.score is not None} | {each.tier for each in live.trained}
+    parts = []
+    if live.trained:
+        inside = [trained_chart(live, link), _trained_table(live, link)]
+        parts.append(_section("trained", "Trained networks", *inside))
+    if not live.front:
+        parts.append(_section("search", "Search", hint("No candidate has a score yet.")))
+        return parts
+    searched = [search_chart(live, link), legend(tiers), _search_words(live), _front_table(live, link)]
+    parts.append(_section("search", "Search", *searched))
+    if len(live.hypervolumes) > 1:
+        words = "The share of the box between the lowest and the highest score, below the budget, that is covered."
+        parts.append(_section("hypervolume", "Hypervolume", hypervolume_chart(live.hypervolumes), hint(words)))
+    return parts
+
+
+def _search_words(live: Live) -> Markup:
+    infeasible = sum(not each.feasible for each in live.points)
+    words = "Filled marks are the front, pale ones were beaten."
+    if infeasible:
+        words += f" {infeasible} hollow grey ones break the budget."
+    return hint(words + " Proposals above the budget are turned down before they become candidates.")
+
+
+def _trained_table(live: Live, link: Callable[[int], str]) -> Markup:
+    rows = [
+        [
+            element("a", f"trial {each.number}", href=link(each.number), id=f"trained-{each.number}"),
+            f"{100 * each.accuracy:.1f} %",
+            f"{each.latency_ms:.3g} ms",
+            each.tier,
+            {True: "on the front", False: "beaten", None: "-"}[each.on_front],
+        ]
+        for each in sorted(live.trained, key=lambda each: each.latency_ms)
+    ]
+    titles = ("network", "val. accuracy", "latency", "tier", "front")
+    return element("div", table(titles, rows, caption="Trained networks by latency"), class_="cards")
+
+
+def _front_table(live: Live, link: Callable[[int], str]) -> Markup:
+    assert live.overview.record is not None
+    by_number = {each.number: each for each in live.points}
+    shown = [by_number[number] for number in live.front]
+    rows = [_front_row(each, link) for each in shown]
+    titles = ("candidate", live.overview.record.score, "expected", "at most", "tier")
+    return element(
+        "details",
+        element("summary", f"The front of the search as a table ({len(live.front)})", id="front-table"),
+        element("div", table(titles, rows, caption="Front of the search by latency"), class_="cards"),
+    )
+
+
+def _front_row(each: Point, link: Callable[[int], str]) -> list[object]:
+    return [
+        element("a", f"trial {each.number}", href=link(each.number), id=f"front-{each.number}"),
+        f"{each.score:.4g}",
+        f"{each.latency_ms:.3g} ms",
+        f"{each.high_ms:.3g} ms",
+        each.tier,
+    ]
+
+
+def download_list(name: str, downloads: Iterable[Download]) -> Markup:
+    """Files as links."""
+    return element("ul", *(element("li", _download(name, each)) for each in downloads), class_="files")
+
+
+def _download(name: str, each: Download) -> Markup:
+    link = element(
+        "a", each.title, href=study_url(name, *each.path.split("/")), id=f"file-{each.path}", download=each.saved
+    )
+    return joined(link, element("span", f" {each.size}", class_="faint"))

@@ -1,0 +1,132 @@
+"""Who drives a study, and its resuming and stopping from outside, each run a process of its own.
+
+Whether a study runs is read off the system's list of locks: taking its lock to find out, if only for a moment, could
+turn a driver away that starts in that moment.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from nas.storage import LOCK
+from nas.study_log import LOG, add_line
+
+LOCKS = Path("/proc/locks")
+
+
+class Refused(Exception):
+    """What was asked cannot be done to the study as it is; the message says why."""
+
+
+def driver_of(folder: Path) -> int | None:
+    """The process that drives the study, None where none does."""
+    try:
+        inode = (folder / LOCK).stat().st_ino
+    except FileNotFoundError:
+        return None
+    try:
+        rows = [line.split() for line in LOCKS.read_text(encoding="ascii").splitlines()]
+    except FileNotFoundError:
+        return _recorded_driver(folder)
+    written = (folder / LOCK).read_text(encoding="utf-8").strip()
+    for row in rows:
+        # 1: FLOCK  ADVISORY  WRITE 4233 fe:00:3092119 0 EOF; one that only waits has an arrow. The device is left out:
+        # some file systems give another one here than to those who ask for the file itself.
+        if row[1:2] == ["FLOCK"] and row[5].rpartition(":")[2] == str(inode) and row[4] == written:
+            return int(row[4])
+    return None
+
+
+def _recorded_driver(folder: Path) -> int | None:
+    # Where the system does not list its locks: whether the process that wrote itself down is alive.
+    text = (folder / LOCK).read_text(encoding="utf-8").strip()
+    if not text.isdigit():
+        return None
+    try:
+        os.kill(int(text), 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return int(text)
+
+
+class Runs:
+    """The runs that were started here, and those that were started elsewhere."""
+
+    def __init__(self) -> None:
+        self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def state(self, folder: Path) -> str | None:
+        """`running`, `starting` before the process has taken the study, or None."""
+        if driver_of(folder) is not None:
+            return "running"
+        child = self._children.get(folder)
+        return "starting" if child is not None and child.poll() is None else None
+
+    def resume(self, folder: Path, more_trials: int | None) -> None:
+        """Starts `nas resume` for the study: to its total, or so many trials more.
+
+        Raises:
+            Refused: the study runs, or starts already.
+        """
+        with self._lock:
+            state = self.state(folder)
+            if state is not None:
+                raise Refused(f"{folder.name} is {state} already; a study has one driver at a time")
+            pressed = "Resume" if more_trials is None else f"Extend by {more_trials} trials"
+            add_line(folder, f"dashboard: {pressed} was pressed")
+            with (folder / LOG).open("ab") as log:
+                self._children[folder] = subprocess.Popen(
+                    resume_command(folder, more_trials),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    # The library logs there itself; this is for what ends a run before it begins.
+                    stderr=log,
+                    # Ctrl-C in the terminal of the dashboard is not meant for studies.
+                    start_new_session=True,
+                )
+
+    def stop(self, folder: Path) -> None:
+        """Asks the driver of the study to end, as Ctrl-C does.
+
+        Raises:
+            Refused: nobody drives it, or someone whose processes are not ours to stop.
+        """
+        with self._lock:
+            driver = driver_of(folder)
+            child = self._children.get(folder)
+            if driver is None and (child is None or child.poll() is not None):
+                raise Refused(f"{folder.name} does not run, so there is nothing to stop")
+            add_line(folder, "dashboard: Stop was pressed")
+            if driver is None:
+                assert child is not None
+                child.terminate()
+                return
+            try:
+                _end(driver, folder)
+            except PermissionError as error:
+                raise Refused(f"process {driver} drives {folder.name} and belongs to another user") from error
+
+
+def _end(driver: int, folder: Path) -> None:
+    try:
+        handle = os.pidfd_open(driver)
+    except ProcessLookupError:
+        return
+    try:
+        # Only now is it certain that the number still belongs to the driver and will go on doing so.
+        if driver_of(folder) == driver:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+    finally:
+        os.close(handle)
+
+
+def resume_command(folder: Path, more_trials: int | None) -> list[str]:
+    """What a person would type."""
+    command = [sys.executable, "-m", "nas", "resume", str(folder), "--quiet"]
+    return command if more_trials is None else [*command, "--trials", str(more_trials)]

@@ -1,0 +1,424 @@
+"""What the addresses answer: pages, files, actions, and everything that must not be had."""
+
+import json
+import re
+import shutil
+import zipfile
+from io import BytesIO
+
+import pytest
+
+from nas.storage import JOURNAL
+from nas.web import pages
+from nas.web.runs import Refused
+from tests.nas.conftest import Stopped, StudyExecutor
+from tests.nas.web.conftest import HOST, Client, searched
+
+
+@pytest.fixture
+def studies(finished, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(finished, tmp_path / "studies")
+
+
+def front_of(studies):
+    return json.loads((studies / "mine" / "front.json").read_text())["members"]
+
+
+def test_the_list_says_what_each_study_is_and_how_far(client):
+    text = client.get("/").text
+    row = re.search(r"<tbody>(.*?)</tbody>", text)[1]
+    assert re.findall(r'data-title="([^"]*)"', row) == [
+        "study",
+        "state",
+        "target",
+        "budget",
+        "trials",
+        "best so far",
+        "age",
+    ]
+    best = max(each["accuracy"]["value"] for each in front_of(client.studies.root))
+    for words in ("mine", "finished", "rk3288", "100ms", "9 of 9", f"{100 * best:.1f} %"):
+        assert words in row
+
+
+def test_a_folder_without_studies_says_so(client_of, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "study.txt").write_text("no study")
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "study.yaml").write_text("in the wrong place")
+    assert "There is no study in" in client_of(tmp_path).get("/").text
+    assert "There is no study in" in client_of(tmp_path / "missing").get("/").text
+
+
+def test_folders_whose_names_no_study_has_are_passed_over(client_of, studies):
+    for name in (".hidden", "a copy", "-x"):
+        shutil.copytree(studies / "mine", studies / name)
+    got = client_of(studies).get("/")
+    assert got.status == 200
+    assert re.findall(r'id="study-([^"]*)"', got.text) == ["mine"]
+
+
+def test_a_study_shows_its_front_its_log_and_its_downloads(client):
+    got = client.get("/studies/mine")
+    assert got.status == 200
+    for each in front_of(client.studies.root):
+        assert f'href="/studies/mine/trials/{each["trial"]}"' in got.text
+    for words in (
+        "budget 100 ms",
+        "run begun",
+        "finalists: 3 of 3 trained",
+        "run finished",
+        "extrapolated",
+        "front.zip",
+    ):
+        assert words in got.text
+
+
+def test_a_page_that_did_not_change_is_not_sent_again(client):
+    first = client.get("/studies/mine")
+    again = client.get("/studies/mine", HTTP_IF_NONE_MATCH=first.headers["ETag"])
+    assert (again.status, again.body) == (304, b"")
+    assert client.get("/studies/mine", HTTP_IF_NONE_MATCH='"another"').status == 200
+
+
+def test_a_member_is_drawn_with_shapes_kernels_and_both_forms(client):
+    member = front_of(client.studies.root)[0]
+    text = client.get(f"/studies/mine/trials/{member['trial']}").text
+    assert f"{member['params']:,}" in text  # of the deploy form, counted by the search
+    assert f"{100 * member['accuracy']['value']:.1f} %" in text
+    size = member["spec"]["input_shape"][1]
+    assert f"1x{size}x{size} to" in text
+    shares = [float(share) for share in re.findall(r'data-title="share">([0-9.]+) %', text)]
+    assert len(shares) > 10
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(shares))
+    assert "conv(" in text
+    assert "train form" in text
+
+
+def test_a_candidate_that_was_not_trained_shows_its_genes(client):
+    trained = {each.number for each in client.studies.live("mine").trained}
+    number = next(number for number in range(9) if number not in trained)
+    text = client.get(f"/studies/mine/trials/{number}").text
+    assert "was not trained" in text
+    assert "stage1.width" in text
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "/studies/none",
+        "/studies/mine/trials/99",
+        "/studies/mine/trials/x",
+        "/studies/mine/more",
+        "/elsewhere",
+        "/own/app.py",
+        "/own/../app.py",
+        "/studies/mine/resume",
+        "/studies/mine/stop",
+    ],
+)
+def test_what_is_not_there_is_not_found(client, way):
+    assert client.get(way).status == 404
+
+
+def test_downloads_are_the_files_themselves(client):
+    folder = client.studies.root / "mine"
+    trial = front_of(client.studies.root)[0]["trial"]
+    for path in ("front.json", "front.csv", "study.yaml", "log.txt", f"models/{trial}/model.onnx"):
+        got = client.get(f"/studies/mine/files/{path}")
+        assert (got.status, got.body) == (200, (folder / path).read_bytes())
+        assert got.headers["Content-Disposition"].startswith('attachment; filename="mine-')
+        assert got.headers["Content-Length"] == str(len(got.body))
+
+
+def test_the_archive_holds_the_front_and_its_models(client):
+    got = client.get("/studies/mine/front.zip")
+    with zipfile.ZipFile(BytesIO(got.body)) as archive:
+        names = set(archive.namelist())
+        for each in front_of(client.studies.root):
+            path = f"models/{each['trial']}/model.onnx"
+            assert archive.read(f"mine/{path}") == (client.studies.root / "mine" / path).read_bytes()
+    assert {"mine/front.json", "mine/front.csv", "mine/report.html", "mine/study.yaml"} < names
+    assert not [name for name in names if "journal" in name or ".." in name]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "/studies/mine/files/journal.log",
+        "/studies/mine/files/driver.lock",
+        "/studies/mine/files/results.jsonl",
+        "/studies/mine/files/../../secret.txt",
+        "/studies/mine/files/models/../../../secret.txt",
+        "/studies/mine/files/models/0/../../../../secret.txt",
+        "/studies/mine/files//etc/passwd",
+        "/studies/../studies/mine",
+        "/studies/..",
+        "/studies/.",
+        "/studies/mine/files/models",
+        "/studies/mine/files/models/1",
+        "/studies/mine/files/models/1/.hidden",
+        "/studies/linked",
+        "/studies/linked/files/study.yaml",
+        "/studies/mine/files/models/1/leads_out",
+        "/studies/mine/files/models/1/sub/secret.txt",
+        "/studies/.hidden",
+        "/studies/mine\0",
+    ],
+)
+def test_no_path_leads_out_of_the_folder_of_studies(client_of, studies, tmp_path, way):
+    (tmp_path / "secret.txt").write_text("SECRET")
+    outside = shutil.copytree(studies / "mine", tmp_path / "outside")
+    (outside / "study.yaml").write_text((outside / "study.yaml").read_text() + "# SECRET\n")
+    (studies / "linked").symlink_to(outside)
+    shutil.copytree(studies / "mine", studies / ".hidden")
+    models = studies / "mine" / "models" / "1"
+    models.mkdir(exist_ok=True)
+    (models / "leads_out").symlink_to(tmp_path / "secret.txt")
+    (models / "sub").symlink_to(tmp_path)
+    (models / ".hidden").write_text("SECRET")
+    got = client_of(studies).get(way)
+    assert got.status == 404
+    assert b"SECRET" not in got.body
+
+
+@pytest.mark.parametrize("way", ["/", "/studies/mine", "/studies/none", "/studies/mine/trials/0", "/own/dashboard.js"])
+def test_every_answer_forbids_foreign_scripts_frames_and_guessing(client, way):
+    headers = client.get(way).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    if not way.startswith("/own"):
+        rules = dict(rule.split(" ", 1) for rule in headers["Content-Security-Policy"].split("; "))
+        assert rules["default-src"] == "'none'"
+        assert rules["script-src"] == "'self'"
+        assert rules["frame-ancestors"] == "'none'"
+
+
+def test_pages_hold_no_script_or_style_of_their_own(client):
+    for way in ("/", "/studies/mine", f"/studies/mine/trials/{front_of(client.studies.root)[0]['trial']}"):
+        text = client.get(way).text
+        assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:", text)
+        assert re.findall("<script[^>]*>", text) == ['<script src="/own/dashboard.js" defer>']
+
+
+def test_a_report_cannot_act_as_a_page_of_the_dashboard(client):
+    policy = client.get("/studies/mine/files/report.html").headers["Content-Security-Policy"]
+    assert policy.startswith("sandbox;")
+    assert "script-src" not in policy
+
+
+def test_words_from_a_study_never_become_markup(client_of, studies):
+    evil = "<script>alert(1)</script>"
+    text = (studies / "mine" / "study.yaml").read_text()
+    (studies / "mine" / "study.yaml").write_text(text.replace("data: digits", f"data: '{evil}'"))
+    (studies / "mine" / "log.txt").write_text(f"{evil}\n")
+    journal = (studies / "mine" / JOURNAL).read_text()
+    (studies / "mine" / JOURNAL).write_text(
+        journal.replace('"latency_tier":"extrapolated"', f'"latency_tier":"{evil}"')
+    )
+    client = client_of(studies)
+    for way in ("/", "/studies/mine", "/studies/mine/trials/0", f"/studies/{evil}", f"/studies/mine?said={evil}"):
+        assert evil not in client.get(way).text
+    assert "&lt;script&gt;alert(1)" in client.get("/studies/mine").text
+
+
+def test_a_damaged_study_says_so_and_the_others_are_shown(client_of, studies):
+    for name in ("journal", "settings", "front"):
+        shutil.copytree(studies / "mine", studies / name)
+    with (studies / "journal" / JOURNAL).open("a") as file:
+        file.write("no entry\n")
+    (studies / "settings" / "study.yaml").write_text("study: [")
+    (studies / "front" / "front.json").write_text("{")
+    client = client_of(studies)
+    text = client.get("/").text
+    assert "a line is no entry of an Optuna journal" in text
+    assert "settings/study.yaml" in text
+    assert "front/front.json" in text
+    assert "9 of 9" in text
+    for name in ("journal", "settings", "front"):
+        got = client.get(f"/studies/{name}")
+        assert got.status == 200
+        assert 'role="alert"' in got.text
+
+
+def test_looking_changes_nothing_and_takes_no_lock(client_of, studies, monkeypatch):
+    def state():
+        return {
+            str(path): (path.stat().st_mtime_ns, path.stat().st_size, path.stat().st_ino)
+            for path in [studies, *studies.rglob("*")]
+        }
+
+    monkeypatch.setattr("fcntl.flock", lambda *given: pytest.fail("a lock was taken"))
+    with (studies / "mine" / JOURNAL).open("a") as file:
+        file.write('{"op_code": 4, "half a li')
+    before = state()
+    client = client_of(studies)
+    for way in (
+        "/",
+        "/studies/mine",
+        "/studies/mine/trials/0",
+        "/studies/mine/front.zip",
+        "/api/studies/0",
+        "/dashboard",
+    ):
+        assert client.get(way).status == 200
+    assert state() == before
+
+
+def test_a_study_that_grows_is_seen_growing(client_of, tmp_path, problem, fastest):
+    with pytest.raises(Stopped):
+        searched(problem, fastest, tmp_path, StudyExecutor(stop_after=5), study="mine")
+    client = client_of(tmp_path)
+    seen = len(client.studies.live("mine").points)
+    assert 0 < seen < 9
+    assert f"{seen} of 9" in client.get("/").text
+    assert 'class="state crashed"' in client.get("/").text  # it broke, it was not stopped
+    searched(problem, fastest, tmp_path, StudyExecutor(), study="mine")
+    assert "9 of 9" in client.get("/").text
+    assert 'class="state finished"' in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("action", "form", "asked", "said"),
+    [
+        ("resume", {}, ("resume", "mine", None), "resumed"),
+        ("extend", {"trials": "7"}, ("resume", "mine", 7), "extended"),
+        ("stop", {}, ("stop", "mine"), "stopped"),
+    ],
+)
+def test_buttons_do_what_they_say_and_lead_back(client, action, form, asked, said):
+    got = client.post(f"/studies/mine/{action}", form | {"token": client.guard.token})
+    assert client.runs.asked == [asked]
+    assert (got.status, got.headers["Location"]) == (303, f"/studies/mine?said={said}")
+    assert pages.SAID[said] in client.get(got.headers["Location"]).text
+
+
+def test_the_page_carries_the_token_that_its_buttons_need(client):
+    text = client.get("/studies/mine").text
+    assert re.findall(r'name="token" value="([^"]*)"', text) == [client.guard.token]
+    assert client.guard.token not in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "status"),
+    [
+        ({}, {}, 403),
+        ({"token": "wrong"}, {}, 403),
+        ({"token": None}, {"HTTP_ORIGIN": None}, 403),
+        ({"token": None}, {"HTTP_ORIGIN": "http://evil.example", "HTTP_SEC_FETCH_SITE": None}, 403),
+        ({"token": None}, {"HTTP_SEC_FETCH_SITE": "cross-site"}, 403),
+        ({"token": None}, {"HTTP_HOST": "evil.example:8080", "HTTP_ORIGIN": "http://evil.example:8080"}, 421),
+        ({"token": None}, {"CONTENT_TYPE": "text/plain"}, 415),
+        ({"token": None, "more": "x" * 5000}, {}, 413),
+        ({"token": None}, {"CONTENT_LENGTH": "-1"}, 413),
+        ({"token": None}, {"REQUEST_METHOD": "PUT"}, 405),
+        ({"token": None}, {"REQUEST_METHOD": "DELETE"}, 405),
+    ],
+)
+@pytest.mark.parametrize("action", ["resume", "extend", "stop"])
+def test_nothing_is_done_for_a_request_from_elsewhere(client, action, form, changes, status):
+    form = {name: client.guard.token if value is None else value for name, value in form.items()}
+    assert client.post(f"/studies/mine/{action}", {"trials": "1"} | form, **changes).status == status
+    assert client.runs.asked == []
+
+
+@pytest.mark.parametrize("trials", ["", "0", "-1", "1.5", "100001", "9" * 30, "\N{SUPERSCRIPT TWO}", "x"])
+def test_a_study_is_extended_by_a_number_of_trials_only(client, trials):
+    got = client.post("/studies/mine/extend", {"token": client.guard.token, "trials": trials})
+    assert got.status == 400
+    assert client.runs.asked == []
+
+
+def test_what_is_refused_is_said(client, monkeypatch):
+    def refuse(folder, more_trials):
+        raise Refused("mine is running already; a study has one driver at a time")
+
+    monkeypatch.setattr(client.runs, "resume", refuse)
+    got = client.post("/studies/mine/resume", {"token": client.guard.token})
+    assert got.status == 409
+    assert "one driver at a time" in got.text
+
+
+def test_an_unforeseen_error_names_nothing_to_the_reader(client, monkeypatch):
+    def broken(name):
+        raise ZeroDivisionError("a secret of the inside")
+
+    monkeypatch.setattr(client.studies, "live", broken)
+    got = client.get("/studies/mine")
+    assert got.status == 500
+    assert "secret" not in got.text
+
+
+def test_optunas_pages_know_the_constraints_and_every_study(client_of, studies):
+    shutil.copytree(studies / "mine", studies / "other")
+    client = client_of(studies)
+    listed = json.loads(client.get("/api/studies").body)["study_summaries"]
+    assert [each["study_name"] for each in listed] == ["mine", "other"]
+    trials = json.loads(client.get("/api/studies/1").body)["trials"]
+    assert [each["number"] for each in trials] == list(range(9))
+    assert all(len(each["constraints"]) == 1 and each["constraints"][0] <= 0 for each in trials)
+    assert "/dashboard/studies/1" in client.get("/studies/other").text
+    assert client.get("/dashboard").status == 200
+    assert client.get("/static/bundle.js").status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "way"),
+    [
+        ("DELETE", "/api/studies/0"),
+        ("POST", "/api/studies"),
+        ("POST", "/api/studies/0/rename"),
+        ("PUT", "/api/studies/0/note"),
+        ("POST", "/api/trials/0/tell"),
+        ("DELETE", "//api/studies/0"),
+        ("PATCH", "/api/studies/0"),
+        ("POST", "/dashboard"),
+        ("delete", "/api/studies/0"),
+    ],
+)
+def test_optunas_own_calls_that_write_are_shut(client_of, studies, method, way):
+    before = (studies / "mine" / JOURNAL).read_bytes()
+    client = client_of(studies)
+    body = b'{"study_name": "new", "directions": ["minimize"]}'
+    changes = {"CONTENT_TYPE": "application/json", "CONTENT_LENGTH": str(len(body)), "wsgi.input": BytesIO(body)}
+    assert client.get(way, method, HTTP_ORIGIN=f"http://{HOST}", **changes).status == 403
+    assert len(json.loads(client.get("/api/studies").body)["study_summaries"]) == 1
+    assert (studies / "mine" / JOURNAL).read_bytes() == before
+
+
+def test_optunas_writes_come_from_its_own_pages_even_when_they_are_asked_for(client_of, studies):
+    client = client_of(studies, optuna_writes=True)
+    assert client.get("/api/studies/0", "DELETE", HTTP_ORIGIN="http://evil.example").status == 403
+    # From its own page it gets as far as the journals, and those nobody can write through this.
+    assert client.get("/api/studies/0", "DELETE", HTTP_ORIGIN=f"http://{HOST}").status == 500
+    assert (studies / "mine" / JOURNAL).exists()
+
+
+def test_without_optuna_dashboard_the_own_pages_remain(client):
+    app = client.app
+    own = Client(type(app)(client.studies, client.runs, client.guard, None))
+    assert own.get("/studies/mine").status == 200
+    assert "Optuna" not in own.get("/").text
+    got = own.get("/dashboard")
+    assert got.status == 404
+    assert "pip install" in got.text
+
+
+def test_a_head_request_has_the_headers_alone(client):
+    got = client.get("/studies/mine", "HEAD")
+    assert (got.status, got.body) == (200, b"")
+    assert int(got.headers["Content-Length"]) == len(client.get("/studies/mine").body)
+    assert client.get("/studies/mine/files/front.json", "HEAD").body == b""
+
+
+def test_a_journal_that_was_put_back_is_read_anew(client_of, studies):
+    client = client_of(studies)
+    assert "9 of 9" in client.get("/").text
+    lines = (studies / "mine" / JOURNAL).read_bytes().splitlines(keepends=True)
+    (studies / "mine" / "shorter").write_bytes(b"".join(lines[:5]))
+    (studies / "mine" / "shorter").replace(studies / "mine" / JOURNAL)
+    assert "4 of 9" in client.get("/").text
+    assert len(json.loads(client.get("/api/studies/0").body)["trials"]) == 4

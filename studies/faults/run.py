@@ -95,15 +95,17 @@ def workers_of(pid: int) -> list[int]:
 def kill_workers(folder: Path, name: str, rng: random.Random, more: list[str], kills: int) -> dict[str, int]:
     """One study, some of whose workers are killed; its driver must end well."""
     driver = search(folder, name, rng.randrange(1000), more)
-    killed = 0
+    killed = known = 0
     results = folder / name / "results.jsonl"
     while driver.poll() is None and killed < kills:
-        time.sleep(rng.uniform(0.2, 1.5))
+        time.sleep(rng.uniform(0.05, 0.5))
         workers = workers_of(driver.pid)
-        if lines_of(results) and workers:
+        # Not the same candidate three times in a row: that is held against it.
+        if len(lines_of(results)) > known and workers:
             try:
                 os.kill(rng.choice(workers), signal.SIGKILL)
                 killed += 1
+                known = len(lines_of(results))
             except ProcessLookupError:
                 continue
     errors = driver.communicate()[1]

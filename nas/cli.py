@@ -1,6 +1,7 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,10 @@ from typing import Any, NoReturn
 from nas import __version__
 
 DONE, BROKE, WRONG_INPUT, INFEASIBLE, BROKEN_CERTIFICATE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+# A full disk, a used-up quota, a file that may not grow, a file system or folder that may not be written.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +72,7 @@ def _report_error(error: Exception) -> int:
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
     from nas.quantities import QuantityError
+    from nas.storage import StorageLost
     from nas.study import InfeasibleBudget
     from searchspace.spec import SpecError
 
@@ -74,7 +80,9 @@ def _report_error(error: Exception) -> int:
         (DataError, ConfigError, QuantityError, SpecError, UnmeasuredKernel), WRONG_INPUT
     )
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
-    if code == BROKE and not isinstance(error, TransportError):
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
+    elif code == BROKE and not isinstance(error, TransportError | StorageLost):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)
@@ -104,9 +112,15 @@ def build_parser() -> _Parser:
     resume.add_argument("study", help="name or folder of the study")
     resume.add_argument("--trials", type=int, metavar="N", help="so many more than it has")
     resume.add_argument("--time", help="stop searching after so long, such as 10m")
+    resume.add_argument("--evaluation-time", help="give up a candidate whose first look takes longer, such as 10m")
     resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
     resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
     resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already")
+    resume.add_argument(
+        "--accept-changed-table",
+        action="store_true",
+        help="go on although the target's latency table has changed: latencies are taken from the new one",
+    )
     _add_common(resume)
 
     show = add("show", _show, "the front of a study as a table, or one member in full")
@@ -194,10 +208,12 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("data", str, "digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder of class folders of images"),
     ("data-limit", int, "use at most so many training images"),
     ("space", str, "which networks may be proposed: a space by name, or MODULE:NAME for one of your own"),
-    ("sampler", str, "nsga2, nsga3, tpe or random"),
+    ("sampler", str, "surrogate, evolution, nsga2, nsga3, tpe or random"),
+    ("start", str, "what is proposed first: published networks, or the fastest member alone"),
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
     ("time", str, "stop searching after so long, such as 10m"),
+    ("evaluation-time", str, "give up a candidate whose first look takes longer, such as 10m"),
     ("iterations", int, "training iterations before a candidate is scored"),
     ("finalists", int, "candidates to train"),
     ("layouts", int, "PBConv layouts to try for each finalist"),
@@ -211,6 +227,9 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("threads", int, "threads on the device"),
     ("runtime", str, "the device's runtime"),
 )
+
+
+_CHANGED_BY_RESUME = ("time", "evaluation_time", "workers", "backend", "ray_address")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -250,9 +269,11 @@ def _search(options: argparse.Namespace) -> int:
 def _resume(options: argparse.Namespace) -> int:
     from nas.commands import resume
 
-    changes = {name: getattr(options, name) for name in ("time", "workers", "backend", "ray_address")}
+    changes = {name: getattr(options, name) for name in _CHANGED_BY_RESUME}
     changed = {name: value for name, value in changes.items() if value is not None}
-    return resume(options.study, options.trials, changed, _view(options))
+    return resume(
+        options.study, options.trials, changed, accept_table=options.accept_changed_table, view=_view(options)
+    )
 
 
 def _show(options: argparse.Namespace) -> int:

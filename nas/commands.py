@@ -169,8 +169,8 @@ def study_folder(name: str, view: View) -> Path:
     raise ConfigError(f"study: no study {name!r}; {listed}; one elsewhere is given by its folder")
 
 
-def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view: View) -> int:
-    """`nas resume`: the rest of a study."""
+def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], *, accept_table: bool, view: View) -> int:
+    """`nas resume`: the rest of a study, under a changed latency table only where that is accepted."""
     from nas.driver import reopened
 
     folder = study_folder(name, view)
@@ -181,7 +181,7 @@ def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], view:
             raise ConfigError(f"trials: at least 1 more, got {more_trials}")
         values["trials"] = record.trials + more_trials
     settings = checked_settings(values)
-    return _run(reopened(settings, folder), folder, view)
+    return _run(reopened(settings, folder, accept_table=accept_table), folder, view)
 
 
 def show(name: str, trial: int | None, view: View) -> int:

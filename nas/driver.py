@@ -25,7 +25,8 @@ from nas.results import Key
 from nas.run_record import write_run_record
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
-from nas.storage import driver_lock, open_storage
+from nas.starts import write_earlier
+from nas.storage import check_free, driver_lock, open_study
 from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
 from nas.study_log import study_log
 from nas.tables import Wanted, make
@@ -78,7 +79,7 @@ def begin(settings: StudySettings, folder: Path, observer: Observer) -> Problem:
         return reopened(settings.model_copy(update={"trials": max(settings.trials, record.trials)}), folder)
     problem = _with_table(resolve(settings), observer)
     if settings.storage is not None:
-        open_storage(folder, settings.storage)
+        check_free(folder, settings.study, settings.storage)
     check_budget(problem)  # before anything is written: an infeasible budget leaves nothing behind
     folder.mkdir(parents=True, exist_ok=True)
     model = problem.target.latency_model
@@ -89,15 +90,18 @@ def begin(settings: StudySettings, folder: Path, observer: Observer) -> Problem:
     return problem
 
 
-def reopened(settings: StudySettings, folder: Path) -> Problem:
-    """The problem of a study that exists, with the table that it began with.
+def reopened(settings: StudySettings, folder: Path, *, accept_table: bool = False) -> Problem:
+    """The problem of a study that exists, with the table that it began with, or today's where that is accepted.
 
     Raises:
         ConfigError: something the study rests on has changed.
     """
     table = folder / TABLE
     problem = resolve(settings, table if table.exists() else None)
-    check_same(read_study_file(folder), problem)
+    record = read_study_file(folder)
+    if accept_table:
+        record = record.model_copy(update={"target_sha256": problem.target.sha256})
+    check_same(record, problem)
     return problem
 
 
@@ -136,7 +140,8 @@ def check_same(record: StudyFile, problem: Problem) -> None:
     if record.target_sha256 != problem.target.sha256:
         raise ConfigError(
             f"study {record.study}: the latency table of {record.target} has changed since it began "
-            f"({record.target_sha256[:12]} then, {problem.target.sha256[:12]} now); start a new study with --study NAME"
+            f"({record.target_sha256[:12]} then, {problem.target.sha256[:12]} now); start a new study with "
+            f"--study NAME, or go on under the new one with `nas resume {record.study} --accept-changed-table`"
         )
     if record.data_fingerprint != dataset(problem.data).fingerprint:
         raise ConfigError(
@@ -156,13 +161,20 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
     """
     with driver_lock(folder), study_log(folder), closing(_executor(problem.settings)) as executor:
         record = read_study_file(folder)
+        if record.target_sha256 != problem.target.sha256:
+            record = _under_new_table(record, problem, folder)
+            observer.note(
+                f"the latency table of {record.target} is {record.target_sha256[:12]} now: what was evaluated is kept, "
+                "and counts where it keeps the budget by the new table"
+            )
         if record.trials != problem.settings.trials:
-            write_study_file(folder, record.model_copy(update={"trials": problem.settings.trials}))
+            record = record.model_copy(update={"trials": problem.settings.trials})
+            write_study_file(folder, record)
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)
         with _timed(seconds, "search"):
-            search = Search(problem, folder, executor)
+            search = Search(problem, folder, executor, record)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
         logger.info("search ended: %s", outcome.ended)
@@ -180,6 +192,20 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         write_run_record(folder, finished, failures, outcome, seconds)
         write_report(folder)
         return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
+
+
+def _under_new_table(record: StudyFile, problem: Problem, folder: Path) -> StudyFile:
+    """The record under the table that the target has now; what was evaluated is kept to be proposed again."""
+    before = open_study(folder, record.durable_name, record.storage, record.owner)
+    write_earlier(folder, (trial.params for trial in before.get_trials(deepcopy=False)))
+    changed = record.model_copy(
+        update={
+            "target_sha256": problem.target.sha256,
+            "accepted_tables": [*record.accepted_tables, record.target_sha256],
+        }
+    )
+    write_study_file(folder, changed)
+    return changed
 
 
 @contextmanager

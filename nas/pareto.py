@@ -22,14 +22,18 @@ def front(points: Sequence[Point]) -> list[int]:
     return kept
 
 
-def fronts(points: Sequence[Point]) -> list[list[int]]:
-    """All indices, first the front, then the front of what is left, and so on."""
+def fronts(points: Sequence[Point], least: int | None = None) -> list[list[int]]:
+    """All indices, first the front, then the front of what is left, and so on.
+
+    With `least`, only as many fronts as it takes to have so many points.
+    """
     left = list(range(len(points)))
-    layers = []
-    while left:
+    layers: list[list[int]] = []
+    while left and (least is None or sum(map(len, layers)) < least):
         layer = [left[index] for index in front([points[index] for index in left])]
         layers.append(layer)
-        left = [index for index in left if index not in set(layer)]
+        taken = set(layer)
+        left = [index for index in left if index not in taken]
     return layers
 
 

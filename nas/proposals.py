@@ -1,15 +1,14 @@
 """Proposals that are worth an evaluation: new, and within the budget by their static cost."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from optuna.trial import Trial
 
 from evaluators.static import StaticCost
+from nas.ground import Ground
 from nas.problem import Problem
 from nas.sampling import Sampling, choice_of, set_constraint
-from searchspace.choosers import Gene, replay
 from searchspace.space import member
 from searchspace.spec import ArchSpec, spec_id
 
@@ -41,7 +40,7 @@ class Proposer:
 
     problem: Problem
     sampling: Sampling
-    fastest: Mapping[str, Gene]
+    ground: Ground
     rejected: int = 0
     duplicates: int = 0
     _seen: set[str] = field(default_factory=set)
@@ -65,7 +64,8 @@ class Proposer:
                 self.sampling.tell_rejected(trial, cost.latency.value_ms)
                 above_budget += 1
                 if above_budget % REPAIR_AFTER == 0:
-                    self.sampling.enqueue(self._repaired(trial.params))
+                    rng = random.Random(f"{self.problem.settings.seed}/{self.rejected}")
+                    self.sampling.enqueue(self.ground.repaired(trial.params, rng).genes, "moved into the budget")
                 continue
             # Equal to the deploy architecture's own id unless the space chooses train genes as well.
             name = spec_id(spec)
@@ -76,14 +76,3 @@ class Proposer:
             self._seen.add(name)
             return Proposal(trial, spec, name, cost)
         raise SpaceExhausted(f"{PATIENCE} proposals in a row were known already or above the budget")
-
-    def _repaired(self, genes: Mapping[str, Gene]) -> dict[str, Gene]:
-        """The genes with as few as possible, in random order, put to those of the fastest member so that it fits."""
-        rng = random.Random(f"{self.problem.settings.seed}/{self.rejected}")
-        changed = dict(genes)
-        for name in rng.sample(sorted(self.fastest), len(self.fastest)):
-            changed[name] = self.fastest[name]
-            spec = member(self.problem.space, replay(changed), self.problem.task)
-            if self.problem.costs(spec).latency.high_ms <= self.problem.settings.budget_ms:
-                break
-        return changed

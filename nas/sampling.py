@@ -4,8 +4,10 @@ The sampling study lives in memory. It hears of everything, rejected proposals i
 towards what fits the budget; the durable study of `storage` keeps what was evaluated.
 """
 
+import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import optuna
@@ -14,6 +16,9 @@ from optuna.samplers import BaseSampler, NSGAIIISampler, NSGAIISampler, RandomSa
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from nas import evolution
+from nas.ground import Ground, History, Place, Visited
+from nas.screening import Screening
 from searchspace.choosers import Choose, G, Gene
 
 POPULATION = 30
@@ -25,10 +30,21 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
 }
 
+# The next place to look at, from what was found so far and a generator that is this proposal's alone.
+Propose = Callable[[History, random.Random], Place]
+
+OWN_SAMPLERS: Mapping[str, Callable[[Ground], Propose]] = {
+    "evolution": lambda ground: partial(evolution.propose, ground),
+    "surrogate": lambda ground: Screening(ground).propose,
+}
+
 CONSTRAINT = "latency_over_budget"
 # Scores are maximised and latencies minimised; what was never scored gets the worst of both.
 DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
 UNSCORED = -1e9
+
+# Where Optuna keeps genes that are proposed next.
+FIXED = "fixed_params"
 
 
 class KnownSpaceSampler(BaseSampler):
@@ -65,21 +81,66 @@ class KnownSpaceSampler(BaseSampler):
         self._sampler.after_trial(study, trial, state, values)
 
 
+class OwnSampler(BaseSampler):
+    """A way to propose of our own, as Optuna asks for it.
+
+    Each proposal follows from the seed, its number and what was told before, so there is no state to be kept.
+    """
+
+    def __init__(self, propose: Propose, ground: Ground, seed: int) -> None:
+        self._propose, self._ground, self._seed = propose, ground, seed
+        self._places: dict[int, Place] = {}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        raise AssertionError("the genes are known")
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        if FIXED in trial.system_attrs:
+            return {}
+        rng = random.Random(f"{self._seed}/{trial.number}")
+        place = self._propose(self._history(study, trial), rng)
+        return {name: place.genes[name] for name in search_space}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        raise AssertionError(f"{param_name} was not proposed")
+
+    def _history(self, study: Study, trial: FrozenTrial) -> History:
+        scored, pending, seen = [], [], set()
+        for each in study.get_trials(deepcopy=False):
+            if each.number == trial.number or not each.params:
+                continue
+            if each.number not in self._places:
+                self._places[each.number] = self._ground.place(each.params)
+            place = self._places[each.number]
+            seen.add(place.spec)
+            if each.state is TrialState.RUNNING:
+                pending.append(place)
+            elif each.state is TrialState.COMPLETE and each.values[0] != UNSCORED:
+                scored.append(Visited(place, each.values[0]))
+        return History(scored, pending, frozenset(seen))
+
+
 class Sampling:
     """The memory that proposals come from."""
 
-    def __init__(self, sampler: str, seed: int, genes: Mapping[str, Sequence[Gene]]) -> None:
-        """`genes` are all that the space asks, with their options."""
+    def __init__(
+        self, sampler: str, seed: int, genes: Mapping[str, Sequence[Gene]], ground: Ground | None = None
+    ) -> None:
+        """`genes` are all that the space asks, with their options; `ground` is for samplers of our own alone."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with warnings.catch_warnings():
             # Multivariate TPE and NSGA-III are marked experimental; their behaviour is pinned by the version range.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            known = KnownSpaceSampler(SAMPLERS[sampler](seed), genes)
+            known = KnownSpaceSampler(_sampler(sampler, seed, ground), genes)
             self._study = optuna.create_study(directions=DIRECTIONS, sampler=known)
 
-    def enqueue(self, genes: Mapping[str, Gene]) -> None:
-        """Has these genes proposed next."""
-        self._study.enqueue_trial(dict(genes))
+    def enqueue(self, genes: Mapping[str, Gene], origin: str) -> None:
+        """Has these genes proposed next; `origin` says in the trial where they are from."""
+        self._study.enqueue_trial(dict(genes), user_attrs={"origin": origin})
 
     def ask(self) -> Trial:
         """A new proposal, its genes not yet chosen."""
@@ -103,6 +164,13 @@ class Sampling:
     def frozen(self, trial: Trial) -> FrozenTrial:
         """The trial as it was told."""
         return self._study.get_trials(deepcopy=False)[trial.number]
+
+
+def _sampler(name: str, seed: int, ground: Ground | None) -> BaseSampler:
+    if name in SAMPLERS:
+        return SAMPLERS[name](seed)
+    assert ground is not None
+    return OwnSampler(OWN_SAMPLERS[name](ground), ground, seed)
 
 
 def choice_of(trial: Trial) -> Choose:

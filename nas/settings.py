@@ -1,5 +1,6 @@
 """Everything that a study was asked to do: one model for the command line, the study file and a resumed run."""
 
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
@@ -37,9 +38,11 @@ Positive = Annotated[int, Field(ge=1)]
 class StudySettings(BaseModel):
     """What to search for, on what, and how long; every field can stand in a study file and on the command line.
 
-    `trials` counts evaluated candidates, not proposals that the budget rejects. `layouts` is how many PBConv layouts a
-    finalist tries before it trains (seed 001 uses 10). `data_limit` is the largest number of training images. `genes`
-    narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
+    `trials` counts evaluated candidates, not proposals that the budget rejects. `start` is what is proposed before the
+    sampler proposes: the fastest member of the space, and with `published` also the published networks that keep the
+    budget. `layouts` is how many PBConv layouts a finalist tries before it trains (seed 001 uses 10). `data_limit` is
+    the largest number of training images. `genes` narrows the space: a gene, or several by a pattern such as
+    `stage*.kernel`, held to one value or to a list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,10 +54,12 @@ class StudySettings(BaseModel):
     data_limit: Positive | None = None
     space: str = "edge-small"
     genes: dict[str, GeneValues] = {}
-    sampler: Literal["nsga2", "nsga3", "tpe", "random"] = "nsga2"
+    sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "surrogate"
+    start: Literal["published", "fastest"] = "published"
     score: str = "dispersion"
     trials: Positive = 40
     time: DurationText | None = None
+    evaluation_time: DurationText = "10m"
     iterations: Positive = 20
     finalists: Positive = 4
     layouts: Annotated[int, Field(ge=0)] = 0
@@ -76,6 +81,11 @@ class StudySettings(BaseModel):
         """How long the search may take, None without a limit."""
         return None if self.time is None else duration_s(self.time)
 
+    @property
+    def evaluation_time_s(self) -> float:
+        """How long the first look at a candidate may take."""
+        return duration_s(self.evaluation_time)
+
 
 # What a study file or a command line may give of the settings: any of them, the rest comes from elsewhere.
 StudyDraft: type[BaseModel] = create_model(
@@ -89,16 +99,31 @@ StudyDraft: type[BaseModel] = create_model(
 )
 
 # What may differ between two runs of one study without changing what it finds.
-RUN_SETTINGS = frozenset({"trials", "time", "workers", "backend", "ray_address"})
+RUN_SETTINGS = frozenset({"trials", "time", "evaluation_time", "workers", "backend", "ray_address"})
 
 
 class StudyFile(StudySettings):
-    """A study as it is kept: its settings and what they were resolved to when it began."""
+    """A study as it is kept: its settings and what they were resolved to when it began.
+
+    `accepted_tables` are those that the target had before, where the user went on after a change.
+    """
 
     created: str
     target_sha256: str
     data_fingerprint: str
     versions: dict[str, str]
+    accepted_tables: list[str] = []
+
+    @property
+    def durable_name(self) -> str:
+        """What the study is called in its storage: trials under another table are another study there."""
+        return f"{self.study}@{self.target_sha256[:12]}" if self.accepted_tables else self.study
+
+    @property
+    def owner(self) -> str:
+        """What tells this study from others of the same name, made by someone else or at another time."""
+        identity = (self.study, self.created, self.target, self.data_fingerprint, self.seed)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def settings(self) -> StudySettings:
         """The settings alone."""

@@ -6,23 +6,44 @@ study's folder; any Optuna URL is taken in its place.
 
 import fcntl
 import json
+import logging
 import os
+import re
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 
 from hardware.strict_yaml import ConfigError
 from nas.sampling import DIRECTIONS
 
+logger = logging.getLogger(__name__)
+
 JOURNAL = "journal.log"
 LOCK = "driver.lock"
 # What stands in the lock instead of a process once a driver ended well; one that was killed leaves its own number.
 STOPPED, FINISHED = "stopped", "finished"
+
+# Which study of ours a name in a shared storage belongs to: two folders may have chosen the same name.
+OWNER = "edge-nas:owner"
+
+# A server that restarts is waited for so long, and asked this often.
+RESTART_WITHIN_S = 120.0
+ASK_AGAIN_AFTER_S = 0.5
+
+# A host that drops packets would be waited for minutes.
+CONNECT_WITHIN_S = 10
+
+
+class StorageLost(Exception):
+    """The storage stopped answering in the middle of a study; everything evaluated is in the results."""
 
 
 @contextmanager
@@ -58,14 +79,75 @@ def _replace(file: TextIO, text: str) -> None:
     file.flush()
 
 
-def open_study(folder: Path, name: str, url: str | None) -> optuna.Study:
+def open_study(folder: Path, name: str, url: str | None, owner: str | None = None) -> optuna.Study:
     """The durable study, made where it does not exist; call it under `driver_lock`.
 
+    `owner` tells this study from others of the same name that share a storage; None does not look.
+
     Raises:
-        ConfigError: the storage cannot be reached, or its journal is damaged.
+        ConfigError: the storage cannot be reached, its journal is damaged, or the name is another study's there.
     """
     storage = open_storage(folder, url)
-    return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+    try:
+        study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+        if url is not None and owner is not None:
+            _check_owner(study, shown(url), owner)
+    except StorageInternalError as error:
+        raise _unreachable(url, error) from error
+    return study
+
+
+def _check_owner(study: optuna.Study, where: str, owner: str) -> None:
+    found = study.user_attrs.get(OWNER)
+    if found == owner:
+        return
+    if found is not None or study.get_trials(deepcopy=False):
+        whose = "another folder's" if found else "of another program"
+        raise ConfigError(
+            f"storage {where}: holds a study {study.study_name} already, which is {whose}; give another --study NAME"
+        )
+    study.set_user_attr(OWNER, owner)
+
+
+def check_free(folder: Path, name: str, url: str) -> None:
+    """Makes sure, before a new study is begun, that a storage answers and has no study of that name yet.
+
+    Raises:
+        ConfigError: it cannot be reached, or the name is taken.
+    """
+    storage = open_storage(folder, url)
+    try:
+        names = optuna.get_all_study_names(storage)
+    except StorageInternalError as error:
+        raise _unreachable(url, error) from error
+    if name in names:
+        raise ConfigError(f"storage {shown(url)}: holds a study {name} already; give another --study NAME")
+
+
+def remember(study: optuna.Study, trial: optuna.trial.FrozenTrial, number: int) -> None:
+    """Adds a finished trial, which becomes the one called `number`; a server that restarts meanwhile is waited for.
+
+    Raises:
+        StorageLost: it does not come back.
+    """
+    deadline = time.monotonic() + RESTART_WITHIN_S
+    waiting = False
+    while True:
+        try:
+            # What was written may have been committed although the answer was lost.
+            if not waiting or len(study.get_trials(deepcopy=False)) == number:
+                study.add_trial(trial)
+            return
+        except StorageInternalError as error:
+            if not waiting:
+                logger.warning("the storage does not answer; it is waited for up to %.0f s", RESTART_WITHIN_S)
+            waiting = True
+            if time.monotonic() > deadline:
+                raise StorageLost(
+                    f"the storage has not answered for {RESTART_WITHIN_S:.0f} s ({_one_line(error)}); what was "
+                    "evaluated is in the study's folder, and `nas resume` goes on once the storage is back"
+                ) from error
+            time.sleep(ASK_AGAIN_AFTER_S)
 
 
 def open_storage(folder: Path, url: str | None) -> BaseStorage:
@@ -81,7 +163,25 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
         return url_storage(url)
     except Exception as error:
         # Optuna, SQLAlchemy and every database driver have errors of their own; all of them mean this.
-        raise ConfigError(f"storage {url}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
+        raise _unreachable(url, error) from error
+
+
+def _unreachable(url: str | None, error: Exception) -> ConfigError:
+    # Optuna says "see the cause" where the database says why.
+    cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    missing = "psycopg" in str(error) and isinstance(error, ImportError)
+    hint = "; pip install 'edge-nas[postgres]'" if missing else ""
+    where = "journal" if url is None else shown(url)
+    return ConfigError(f"storage {where}: cannot be opened ({_one_line(cause)}){hint}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def shown(url: str) -> str:
+    """A storage's URL as it may be seen by others: without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
 
 
 def journal_storage(folder: Path) -> BaseStorage:
@@ -126,6 +226,13 @@ def check_lines(path: Path) -> None:
 
 
 def url_storage(url: str) -> BaseStorage:
-    """An Optuna storage by its URL; SQLite waits for other readers instead of failing."""
-    arguments = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
-    return RDBStorage(url, engine_kwargs=arguments)
+    """An Optuna storage by its URL; SQLite waits for other readers, a server's connections are tried before use."""
+    arguments: dict[str, object] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        arguments = {"connect_args": {"timeout": 60}}
+    elif url.startswith("postgresql"):
+        arguments["connect_args"] = {"connect_timeout": CONNECT_WITHIN_S}
+    storage = RDBStorage(url, engine_kwargs=arguments)
+    # Nobody closes an Optuna storage, and a server counts the connections that are left open.
+    weakref.finalize(storage, storage.engine.dispose)
+    return storage

@@ -2,8 +2,9 @@
 
 A study repeats itself. Proposal n follows from the seed and from the results of the first n - WINDOW proposals, however
 many workers there are and whichever of them is quicker, because results are told in the order of asking. So a resumed
-study is run again from its beginning with the remembered results in place of evaluations, which takes a millisecond
-per trial, and then simply goes on; nothing of the sampler's state needs to be kept.
+study is run again from its beginning with the remembered results in place of evaluations, which takes as long as the
+sampler takes to propose, from milliseconds to two tenths of a second per trial, and then simply goes on; nothing of the
+sampler's state needs to be kept.
 """
 
 import logging
@@ -23,12 +24,15 @@ from hardware.latency_table import Tier
 from hardware.ops import Shape
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Executor, Job
+from nas.ground import Ground
 from nas.jobs import early_job
 from nas.problem import Problem
 from nas.proposals import Proposal, Proposer, SpaceExhausted
 from nas.results import Key, ResultStore
 from nas.sampling import Sampling
-from nas.storage import open_study
+from nas.settings import StudyFile
+from nas.starts import earlier_members, published_members
+from nas.storage import open_study, remember
 from searchspace.cheapest import Cheapest, cheapest_member
 from searchspace.choosers import Gene
 from searchspace.registry import BlockSpec
@@ -149,14 +153,19 @@ class _Pending:
 class Search:
     """A search in its folder; `run` goes on from wherever the folder says it is."""
 
-    def __init__(self, problem: Problem, folder: Path, executor: Executor) -> None:
+    def __init__(self, problem: Problem, folder: Path, executor: Executor, record: StudyFile | None = None) -> None:
+        """`record` is the study as its folder keeps it; without, it is taken to be the only one of its name."""
         self._problem = problem
         self._executor = executor
         self._results = ResultStore(folder / RESULTS)
-        self._durable = open_study(folder, problem.settings.study, problem.settings.storage)
+        name, owner = (record.durable_name, record.owner) if record else (problem.settings.study, None)
+        self._durable = open_study(folder, name, problem.settings.storage, owner)
+        self._folder = folder
         self._kept = self._durable.get_trials(deepcopy=False)
-        self._sampling = Sampling(problem.settings.sampler, problem.settings.seed, gene_options(problem.space))
-        self._proposer = Proposer(problem, self._sampling, fastest={})
+        self._ground = Ground(problem, fastest={})
+        settings = problem.settings
+        self._sampling = Sampling(settings.sampler, settings.seed, gene_options(problem.space), self._ground)
+        self._proposer = Proposer(problem, self._sampling, self._ground)
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()
         self._out: dict[int, _Pending] = {}
@@ -168,15 +177,16 @@ class Search:
     def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.
 
-        `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial.
+        `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial,
+        and published networks that keep it after them.
 
         Raises:
             ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
         """
         settings = self._problem.settings
         deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
-        self._proposer.fastest = fastest
-        self._sampling.enqueue(fastest)
+        self._ground.fastest = fastest
+        self._enqueue_starts()
         asked, ended = 0, "all trials done"
         while True:
             while asked < settings.trials and len(self._window) < WINDOW:
@@ -195,6 +205,14 @@ class Search:
             self._tell(self._window.popleft())
             on_progress(self._progress())
 
+    def _enqueue_starts(self) -> None:
+        self._sampling.enqueue(self._ground.fastest, "fastest member")
+        for place in earlier_members(self._ground, self._folder):
+            self._sampling.enqueue(place.genes, "earlier table")
+        if self._problem.settings.start == "published":
+            for name, place in published_members(self._ground).items():
+                self._sampling.enqueue(place.genes, f"published {name}")
+
     def _enter(self, proposal: Proposal) -> None:
         pending = _Pending(proposal)
         found = self._results.get(Key(proposal.arch_id, EARLY))
@@ -211,7 +229,9 @@ class Search:
             if pending.outcome is None and id(pending) not in out:
                 proposal = pending.proposal
                 arguments = (proposal.spec, self._problem.data, early, settings.seed)
-                handle = self._executor.submit(Job(f"candidate {proposal.arch_id}", early_job, arguments))
+                handle = self._executor.submit(
+                    Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
+                )
                 self._out[handle] = pending
 
     def _wait_for_oldest(self) -> None:
@@ -255,7 +275,7 @@ class Search:
                     "data, the latency table or a library has changed since; start a new study with --study NAME"
                 )
         else:
-            self._durable.add_trial(trial)
+            remember(self._durable, trial, number)
             if trial.values is not None:
                 logger.info("trial %d: score %.4g at %.3g ms", number, *trial.values)
         return number

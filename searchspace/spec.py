@@ -62,9 +62,13 @@ class ArchSpec:
 
 def deploy_form(spec: ArchSpec) -> ArchSpec:
     """The spec with every train gene at its default: equal for two specs exactly when they deploy alike."""
-    return spec.map_blocks(
-        lambda block: replace(block, **{gene.name: gene.default for gene in fields(block) if is_train_gene(gene)})
-    )
+    return spec.map_blocks(deploy_block)
+
+
+def deploy_block(block: BlockSpec) -> BlockSpec:
+    """The block with every train gene at its default."""
+    plain: BlockSpec = replace(block, **{gene.name: gene.default for gene in fields(block) if is_train_gene(gene)})
+    return plain
 
 
 def is_train_gene(gene: Field[Any]) -> bool:

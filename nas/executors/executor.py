@@ -9,11 +9,21 @@ from evaluators.evaluator import Failure
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A function that can be pickled and what it is called with; `label` names it in messages."""
+    """A function that can be pickled and what it is called with; `label` names it in messages.
+
+    `limit_s` is how long it may take, None for as long as it likes. One that takes longer has failed; in the driver's
+    own process nobody is there to stop it.
+    """
 
     label: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
+    limit_s: float | None = None
+
+
+def too_long(limit_s: float) -> Failure:
+    """What becomes of a job that was stopped; remembered, since it would hang again."""
+    return Failure(f"took longer than the {limit_s:g} s that an evaluation may take")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,27 +1,42 @@
 """Evaluates in processes of this machine, each with one torch thread, so that they do not fight for the cores."""
 
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 from evaluators.evaluator import Failure, failure_from
-from nas.executors.executor import Finished, Job
+from nas.executors.executor import Finished, Job, too_long
+
+logger = logging.getLogger(__name__)
 
 # Has glibc keep freed memory for the next tensor of its size. By default it gives large blocks back, and a
 # training step spends most of its time on page faults: 1.1 s against 0.3 s for 64 channels at 48x48 pixels.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
+# Once may be somebody else's kill.
+DEATHS_ALONE = 2
+
+# All workers together may take so much of the machine's memory, and each at least so many bytes.
+MEMORY_SHARE, LEAST_MEMORY_BYTES = 0.9, 2 * 2**30
+
 
 class ProcessExecutor:
-    """Runs jobs in a pool of fresh processes.
+    """Runs jobs in a pool of fresh processes, one job to a process at a time.
+
+    A job that takes longer than it may is ended with the pool, and what else was out runs again. One that asks for more
+    memory than its share gets an error, so that the system need not choose whom to kill.
 
     When a worker dies the pool is gone, and nothing says whose job did it. Every job that was out is then run again
-    alone: one that brings down a pool of its own has failed, and the others lose nothing but time.
+    alone: one that brings down two pools of its own has failed, and the others lose nothing but time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -30,7 +45,9 @@ class ProcessExecutor:
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[int] = deque()
         self._running: dict[Future[Any], int] = {}
+        self._started: dict[int, float] = {}
         self._suspects: set[int] = set()
+        self._deaths_alone: Counter[int] = Counter()
         self._submitted = 0
 
     def submit(self, job: Job) -> int:
@@ -42,7 +59,12 @@ class ProcessExecutor:
 
     def wait(self) -> Finished:
         while True:
-            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            done, _ = wait(self._running, timeout=self._time_left(), return_when=FIRST_COMPLETED)
+            if not done:
+                ended = self._end_overdue()
+                if ended is not None:
+                    return ended
+                continue
             future = min(done, key=self._running.__getitem__)
             handle = self._running[future]
             try:
@@ -50,10 +72,12 @@ class ProcessExecutor:
             except BrokenProcessPool:
                 # Futures that ended before the pool broke keep their results; they are run again all the same, which
                 # is simpler than to tell them apart and gives the same result.
-                lost = sorted(self._running.values())
-                self._replace_pool()
+                lost = self._replace_pool()
                 if len(lost) == 1:
-                    return self._finished(lost[0], Failure("its worker process died, killed or out of memory"))
+                    self._deaths_alone[lost[0]] += 1
+                    if self._deaths_alone[lost[0]] == DEATHS_ALONE:
+                        return self._finished(lost[0], Failure("its worker process died, killed or out of memory"))
+                logger.warning("a worker process died; run again, one at a time: %s", self._labels(lost))
                 self._suspects.update(lost)
                 self._waiting.extendleft(reversed(lost))
                 self._dispatch()
@@ -63,16 +87,38 @@ class ProcessExecutor:
             del self._running[future]
             return self._finished(handle, result)
 
+    def _time_left(self) -> float | None:
+        """Seconds until the next job that is out has taken too long."""
+        now = time.monotonic()
+        limits = ((self._jobs[handle].limit_s, self._started[handle]) for handle in self._running.values())
+        return min((max(0.0, started + limit - now) for limit, started in limits if limit is not None), default=None)
+
+    def _end_overdue(self) -> Finished | None:
+        now = time.monotonic()
+        for handle in sorted(self._running.values()):
+            limit_s = self._jobs[handle].limit_s
+            if limit_s is not None and now >= self._started[handle] + limit_s:
+                others = [other for other in self._replace_pool() if other != handle]
+                if others:
+                    logger.warning("%s took too long; run again: %s", self._jobs[handle].label, self._labels(others))
+                self._waiting.extendleft(reversed(others))
+                return self._finished(handle, too_long(limit_s))
+        return None
+
+    def _labels(self, handles: list[int]) -> str:
+        return ", ".join(self._jobs[handle].label for handle in handles)
+
     def close(self) -> None:
         processes = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in processes:
-            process.terminate()
+            process.kill()  # one that hangs may not hear anything else
         for process in processes:
             process.join()
 
     def _dispatch(self) -> None:
-        while self._waiting and not (self._suspects and self._running):
+        # No more than there are processes, so that each begins when it is sent.
+        while self._waiting and len(self._running) < (1 if self._suspects else self._workers):
             job = self._jobs[self._waiting[0]]
             try:
                 future = self._pool.submit(job.function, *job.arguments)
@@ -81,7 +127,9 @@ class ProcessExecutor:
                     return  # `wait` comes upon the broken ones and sorts it out
                 self._replace_pool()
             else:
-                self._running[future] = self._waiting.popleft()
+                handle = self._waiting.popleft()
+                self._running[future] = handle
+                self._started[handle] = time.monotonic()
 
     def _finished(self, handle: int, result: Any) -> Finished:
         del self._jobs[handle]
@@ -89,20 +137,38 @@ class ProcessExecutor:
         self._dispatch()
         return Finished(handle, result)
 
-    def _replace_pool(self) -> None:
+    def _replace_pool(self) -> list[int]:
+        """Starts anew and says what was out."""
+        lost = sorted(self._running.values())
         self.close()
         self._running.clear()
         self._pool = self._new_pool()
+        return lost
 
     def _new_pool(self) -> ProcessPoolExecutor:
         for name, value in KEEP_MEMORY.items():
             os.environ.setdefault(name, value)  # read by the C library when a worker starts
         return ProcessPoolExecutor(
-            self._workers, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker
+            self._workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_prepare_worker,
+            initargs=(max(LEAST_MEMORY_BYTES, int(MEMORY_SHARE * memory_bytes() / self._workers)),),
         )
 
 
-def _prepare_worker() -> None:
+def memory_bytes() -> int:
+    """What this machine has, or the part of it that this process's control group may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def _prepare_worker(most_bytes: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or hard > most_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, hard))
     # Ctrl-C reaches the whole group; the driver alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()

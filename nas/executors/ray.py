@@ -1,12 +1,14 @@
 """Evaluates as Ray tasks: on this machine, or on a cluster that is already there."""
 
 import os
+import signal
 import socket
+import threading
 from typing import Any
 
 from evaluators.evaluator import failure_from
 from hardware.strict_yaml import ConfigError
-from nas.executors.executor import Finished, Job
+from nas.executors.executor import Finished, Job, too_long
 
 OBJECT_STORE_BYTES = 200 * 2**20
 ANSWER_WITHIN_S = 5.0
@@ -39,7 +41,7 @@ class RayExecutor:
 
     def submit(self, job: Job) -> int:
         self._submitted += 1
-        self._handles[self._task.remote(job.function, job.arguments)] = self._submitted
+        self._handles[self._task.remote(job.function, job.arguments, job.limit_s)] = self._submitted
         return self._submitted
 
     def wait(self) -> Finished:
@@ -68,12 +70,32 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
-def _run_single_threaded(function: Any, arguments: tuple[Any, ...]) -> Any:
+class _TooLong(BaseException):
+    """Ends a job from inside; no job catches it by mistake."""
+
+
+def _run_single_threaded(function: Any, arguments: tuple[Any, ...], limit_s: float | None) -> Any:
     import torch
 
     torch.set_num_threads(1)
+
+    def stop(*_: object) -> None:
+        raise _TooLong
+
+    # Only the main thread hears signals, which is where Ray runs tasks. A hang inside a library's own code ends when
+    # that comes back to Python.
+    limited = limit_s is not None and threading.current_thread() is threading.main_thread()
+    if limited:
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, limit_s or 0.0)
     try:
         return function(*arguments)
+    except _TooLong:
+        assert limit_s is not None
+        return too_long(limit_s)
     except (Exception, SystemExit) as error:
         # Caught here, since Ray would run a task again that exits, and puts paths and colours into its messages.
         return failure_from(error)
+    finally:
+        if limited:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)

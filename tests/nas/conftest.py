@@ -126,7 +126,8 @@ class StudyExecutor(FormulaExecutor):
 @pytest.fixture(scope="session")
 def problem():
     """edge-small on the rk3288 within 100 ms, which most random networks keep."""
-    return resolve(StudySettings(study="study", target="rk3288", budget="100ms", data_limit=200, trials=36))
+    settings = StudySettings(study="study", target="rk3288", budget="100ms", data_limit=200, trials=36, sampler="nsga2")
+    return resolve(settings)
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,7 @@ def with_flag(flag, value):
         ("--data-limit", "3", ["limit", "10 classes", "got 3"]),
         ("--data-limit", "0", ["data-limit", "greater than or equal to 1", "0"]),
         ("--space", "edge-smal", ["space", "did you mean 'edge-small'?"]),
-        ("--sampler", "nsga", ["sampler", "'nsga2', 'nsga3', 'tpe' or 'random'"]),
+        ("--sampler", "nsga", ["sampler", "'nsga2', 'nsga3', 'tpe', 'random', 'evolution' or 'surrogate'"]),
         ("--score", "dispersal", ["score", "did you mean 'dispersion'?", "macs"]),
         ("--backend", "cloud", ["backend", "'local' or 'ray'"]),
         ("--trials", "0", ["trials", "greater than or equal to 1"]),

@@ -6,11 +6,13 @@ Jobs are functions of the standard library, since other processes must be able t
 import math
 import operator
 import os
+import random
 import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -91,13 +93,13 @@ def test_a_result_that_cannot_be_sent_back_is_a_failure(make):
 
 def test_a_job_that_kills_its_process_has_failed_and_the_others_have_not():
     before = children()
-    # Some of the innocent are running and some are waiting when the pool breaks, and it breaks twice.
-    innocent = [Job("sums", sum, (range(2_000_000 + number),)) for number in range(4)]
+    # Some of the innocent are running and some are waiting when the pool breaks, and it breaks three times.
+    innocent = [Job("sums", sum, (range(2_000_000 + number),)) for number in range(3)]
     with closing(ProcessExecutor(2)) as executor:
-        results = results_of(executor, [innocent[0], KILLED, innocent[1], innocent[2], KILLED, innocent[3]])
+        results = results_of(executor, [innocent[0], KILLED, innocent[1], innocent[2]])
     died = Failure("its worker process died, killed or out of memory")
-    expected = [n * (n - 1) // 2 for n in range(2_000_000, 2_000_004)]
-    assert results == [expected[0], died, expected[1], expected[2], died, expected[3]]
+    expected = [n * (n - 1) // 2 for n in range(2_000_000, 2_000_003)]
+    assert results == [expected[0], died, expected[1], expected[2]]
     assert children() == before
 
 
@@ -142,3 +144,50 @@ def test_workers_end_when_their_driver_is_killed(tmp_path):
 def test_a_cluster_that_does_not_answer_is_the_users_mistake(address):
     with pytest.raises(ConfigError, match=f"ray-address: no Ray cluster answers at '{address}'"):
         RayExecutor(1, address)
+
+
+LATE = "took longer than the 3 s that an evaluation may take"
+
+
+@pytest.mark.parametrize(
+    ("make", "hang"),
+    [
+        # Stopped, it hears no signal but one: the driver must kill it.
+        pytest.param(lambda: ProcessExecutor(2), (signal.raise_signal, (signal.SIGSTOP,)), id="processes"),
+        pytest.param(lambda: RayExecutor(2, None), (time.sleep, (600,)), id="ray", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_takes_too_long_has_failed_and_the_others_have_not(make, hang):
+    before = children()
+    with closing(make()) as executor:
+        assert results_of(executor, [square(2), square(3)]) == [4, 9]  # the workers are there
+        hangs = Job("hangs", *hang, limit_s=3)
+        jobs = [Job("sums", sum, (range(30_000_000),)), hangs, *map(square, range(6))]
+        results = results_of(executor, jobs)
+        assert results == [30_000_000 * 29_999_999 // 2, Failure(LATE), *(number**2 for number in range(6))]
+    assert children() == before
+
+
+def test_a_job_that_eats_memory_fails_and_its_worker_lives(monkeypatch):
+    monkeypatch.setattr("nas.executors.processes.LEAST_MEMORY_BYTES", 2**30)
+    monkeypatch.setattr("nas.executors.processes.memory_bytes", lambda: 2**30)
+    with closing(ProcessExecutor(1)) as executor:
+        own = Job("names itself", os.getpid, ())
+        first, eaten, second = results_of(executor, [own, Job("eats memory", bytearray, (4 * 2**30,)), own])
+    assert eaten == Failure("MemoryError: ")
+    assert first == second
+
+
+def test_workers_that_are_killed_from_outside_lose_nobody_their_work():
+    rng = random.Random(0)
+    jobs = [Job(f"sums {number}", sum, (range(3_000_000 + number),)) for number in range(6)]
+    with closing(ProcessExecutor(2)) as executor:
+        handles = [executor.submit(job) for job in jobs]
+        ended = {}
+        for done in range(len(jobs)):
+            if done == 2:
+                os.kill(rng.choice(children()), signal.SIGKILL)
+            finished = executor.wait()
+            ended[finished.handle] = finished.result
+    expected = [n * (n - 1) // 2 for n in range(3_000_000, 3_000_006)]
+    assert [ended[handle] for handle in handles] == expected

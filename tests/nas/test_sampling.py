@@ -86,7 +86,7 @@ def test_genes_that_are_put_first_enter_the_population(name, generation, monkeyp
     monkeypatch.setattr(sampling, "POPULATION", 6)
     one = Sampling(name, 0, GENES)
     seed = {gene: options[-1] for gene, options in GENES.items()} | {"gene0": 0, "gene1": 0, "gene2": 0}
-    one.enqueue(seed)
+    one.enqueue(seed, "a test")
     proposed = drive(one, 80, best=lambda genes: 1e3 if genes == seed else 0.0)
     first_genes, first = proposed[0]
     assert first_genes == seed

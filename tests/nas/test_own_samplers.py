@@ -1,0 +1,211 @@
+"""Evolution and the surrogate: what they propose keeps the budget, follows from the seed, and gets better."""
+
+import contextlib
+import math
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from evaluators.evaluator import Failure
+from nas import evolution, screening
+from nas.gaussian_process import GaussianProcess, Inputs, Settings, likeliest_settings
+from nas.ground import Ground, History, Visited
+from nas.sampling import OWN_SAMPLERS
+from nas.screening import expected_gain, largest
+from nas.storage import open_study
+from nas.study import check_budget
+from searchspace.blocks.inverted import InvertedResidual
+from tests.nas.conftest import FormulaExecutor, Stopped, formula
+
+OWN = list(OWN_SAMPLERS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """So that scores steer after eight, and a proposal takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evolution, "FIRST", 8)
+        patch.setattr(evolution, "POPULATION", 8)
+        patch.setattr(screening, "FIRST", 8)
+        patch.setattr(screening, "CHILDREN", 20)
+        patch.setattr(screening, "STRANGERS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tight(changed):
+    """A budget that one random network in twenty keeps."""
+    return changed(budget="5ms", trials=24, start="fastest")
+
+
+@pytest.fixture(scope="module")
+def quickest(tight):
+    return check_budget(tight)
+
+
+@pytest.fixture
+def search(run_search, tight, quickest):
+    def run(sampler, executor, name="study", **settings):
+        problem = replace(tight, settings=tight.settings.model_copy(update={"sampler": sampler, **settings}))
+        return run_search(executor, name, problem, quickest)
+
+    return run
+
+
+@pytest.mark.parametrize("sampler", OWN)
+def test_everything_that_is_proposed_keeps_the_budget_and_is_new(search, sampler):
+    executor = FormulaExecutor()
+    outcome = search(sampler, executor)
+    assert outcome.progress.done == 24
+    assert outcome.progress.rejected == outcome.progress.duplicates == 0
+    assert max(each.cost.latency.high_ms for each in outcome.evaluated) <= 5
+    assert len(set(executor.specs)) == 24
+
+
+@pytest.mark.parametrize("sampler", OWN)
+def test_a_stopped_search_goes_on_as_the_one_that_was_not(search, run_search, sampler):
+    whole = search(sampler, FormulaExecutor(), "whole").evaluated
+    for stop_after, seed in ((5, 1), (8, 2), (None, 3)):
+        with contextlib.suppress(Stopped):
+            found = search(sampler, FormulaExecutor(3, seed, stop_after), "stopped").evaluated
+    assert found == whole
+    kept = open_study(run_search.folder / "stopped", "study", None).get_trials(deepcopy=False)
+    assert [each.user_attrs["arch"] for each in kept] == [each.arch_id for each in whole]
+
+
+@pytest.mark.parametrize("sampler", OWN)
+def test_another_seed_proposes_other_networks(search, sampler):
+    first, other = (
+        {each.arch_id for each in search(sampler, FormulaExecutor(), str(seed), seed=seed).evaluated} for seed in (0, 1)
+    )
+    assert len(first & other) == 1, "the fastest member alone"
+
+
+def share_of_inverted(spec):
+    return sum(isinstance(stage[0], InvertedResidual) for stage in spec.stages) / 4
+
+
+def prefers_inverted(spec):
+    found = formula(spec)
+    return found if isinstance(found, Failure) else found | {"dispersion": share_of_inverted(spec)}
+
+
+@pytest.mark.parametrize("sampler", OWN)
+def test_scores_lead(search, sampler):
+    evaluated = search(sampler, FormulaExecutor(answer=prefers_inverted), trials=40).evaluated
+    by_chance = search(sampler, FormulaExecutor(), "other", trials=40).evaluated
+    late, other = (sum(share_of_inverted(each.spec) for each in run[20:]) / 20 for run in (evaluated, by_chance))
+    assert late > other + 0.1
+
+
+# Evolution
+
+
+def visited(score, latency_ms):
+    return Visited(SimpleNamespace(latency_ms=latency_ms), score)
+
+
+def test_the_best_come_first_by_rank_and_the_lonely_before_the_crowded():
+    # The front: (1, 1), (2, 2), (2.1, 2.1), (5, 9); (1.5, 9) is beaten by three of them.
+    all_of_them = [visited(2, 2), visited(1.5, 9), visited(5, 9), visited(2.1, 2.1), visited(1, 1)]
+    points = [(each.score, each.place.latency_ms) for each in evolution.ranked(all_of_them, 5)]
+    assert set(points[:2]) == {(1, 1), (5, 9)}
+    # By hand: (2.1, 2.1) lies between neighbours 3/4 and 7/8 apart, (2, 2) between 1.1/4 and 1.1/8.
+    assert points[2:] == [(2.1, 2.1), (2, 2), (1.5, 9)]
+    assert len(evolution.ranked(all_of_them, 2)) == 2
+
+
+def test_crowding_of_equal_points_is_finite():
+    assert evolution.crowding([(1.0, 1.0)] * 4)[1:3] == [0, 0]
+
+
+def test_mutants_differ_and_crosses_mix(tight, quickest):
+    ground = Ground(tight, quickest)
+    rng = random.Random(0)
+    changed = [sum(ground.mutant(quickest, rng)[name] != quickest[name] for name in quickest) for _ in range(300)]
+    assert max(changed) > 2
+    assert sum(changed) / 300 == pytest.approx(1.9, abs=0.2), "half of the mutants have one gene changed"
+    other = {name: options[-1] for name, options in ground.options.items()}
+    first = {name: options[0] for name, options in ground.options.items()}
+    crossed = ground.cross(first, other, rng)
+    assert all(crossed[name] in (first[name], other[name]) for name in first)
+    assert 5 < sum(crossed[name] == first[name] for name in first) < len(first) - 5
+
+
+def test_random_networks_are_within_the_budget_even_where_hardly_any_are(changed, quickest, tight):
+    least = tight.costs(Ground(tight, quickest).place(quickest).spec).latency.high_ms
+    ground = Ground(changed(budget=f"{1.02 * least!r}ms"), quickest)
+    places = [ground.random_place(random.Random(seed)) for seed in range(5)]
+    assert all(ground.keeps_budget(place) for place in places)
+
+
+# The surrogate
+
+
+def test_expected_gain_is_what_chance_gives():
+    known = (np.array([0.2, 0.5, 0.9]), np.array([1.0, 3.0, 6.0]))
+    asked = (np.array([0.6, 0.3, 1.2]), np.array([0.2, 0.3, 0.1]), np.array([2.0, 0.5, 7.0]))
+    found = expected_gain(known, asked, budget_ms=8.0)
+
+    def volume(points):
+        # By small steps of latency, from the lowest known score up.
+        grid = np.arange(0, 8, 0.02) + 0.01
+        best = [max([score for score, ms in points if ms <= at] + [0.2]) - 0.2 for at in grid]
+        return 0.02 * sum(best)
+
+    base = list(zip(*known, strict=True))
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        mean, spread, ms = (column[index] for column in asked)
+        gains = [volume([*base, (mean + spread * draw, ms)]) - volume(base) for draw in rng.normal(size=200)]
+        error = np.std(gains) / math.sqrt(len(gains))
+        assert found[index] == pytest.approx(np.mean(gains), abs=4 * error + 0.02)
+
+
+def test_what_is_slower_than_the_budget_gains_nothing():
+    gain = expected_gain((np.array([0.5]), np.array([1.0])), (np.array([9.0]), np.array([0.1]), np.array([8.5])), 8.0)
+    assert gain.tolist() == [0.0]
+
+
+def test_ties_go_to_the_first_whatever_the_last_digit_is():
+    assert largest(np.array([0.1, 0.7, 0.7 + 1e-15, 0.2])) == 1
+    assert largest(np.array([-1.0, -2.0])) == 0
+    assert largest(np.array([0.0, 0.0])) == 0
+
+
+def inputs(rows):
+    rows = np.asarray(rows, dtype=float)
+    return Inputs((rows - rows.mean(0)) / rows.std(0), (rows[:, :1] - rows[:, :1].mean(0)) / rows[:, :1].std(0))
+
+
+def test_a_process_follows_a_function_and_knows_where_it_does_not():
+    rng = np.random.default_rng(1)
+    rows = rng.uniform(-2, 2, (120, 3))
+    truth = np.sin(2 * rows[:, 0]) + 0.5 * rows[:, 1]
+    scores = truth + rng.normal(0, 0.05, 120)
+    everything = inputs(rows)
+    known, asked = everything.rows(slice(0, 90)), everything.rows(slice(90, 120))
+    settings = likeliest_settings(known, scores[:90], seed=0)
+    mean, spread = GaussianProcess(known, scores[:90], settings).predict(asked)
+    assert np.corrcoef(mean, truth[90:])[0, 1] > 0.9
+    assert np.mean(np.abs(mean - truth[90:]) < 3 * spread + 0.05) > 0.9
+    far = Inputs(asked.structure + 10, asked.cost + 10)
+    assert GaussianProcess(known, scores[:90], settings).predict(far)[1].min() > spread.max()
+
+
+def test_a_process_of_equal_scores_says_that_score():
+    everything = inputs(np.random.default_rng(0).normal(size=(10, 2)))
+    settings = Settings(1.0, 1.0, 0.5, 0.3, 0.2, 0.1)
+    mean, _ = GaussianProcess(everything, np.full(10, 0.25), settings).predict(everything)
+    assert mean == pytest.approx(np.full(10, 0.25))
+
+
+def test_beyond_a_great_many_scores_evolution_goes_on_alone(tight, quickest, monkeypatch):
+    ground = Ground(tight, quickest)
+    monkeypatch.setattr(screening, "MOST_SCORES", 0)
+    history = History([Visited(ground.place(quickest), 0.5)], [], frozenset())
+    own = screening.Screening(ground).propose(history, random.Random(5))
+    assert own.genes == evolution.propose(ground, history, random.Random(5)).genes

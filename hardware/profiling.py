@@ -32,8 +32,7 @@ from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTa
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import NetworkTrace, fit_table
 
-# Networks that check the table, each timed so often, with everything else in between.
-CHECKS = 60
+# How often each network that checks the table is timed, with everything else in between.
 ROUNDS = 3
 WORST = 5
 # Below this nothing can be learnt of overheads.

@@ -35,7 +35,7 @@ OnMeasured = Callable[[int, int, float], None]
 
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
-CHECKS = 60
+CHECKS = 100
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
 EXPECTED_S = 0.25
 

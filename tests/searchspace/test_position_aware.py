@@ -20,49 +20,11 @@ from searchspace.position_aware import (
     with_ppe,
 )
 from searchspace.reparam import merge, with_pbconv
+from tests.searchspace.plain_resnet import ResNet18
 
 
-class BasicBlock(nn.Module):
-    def __init__(self, channels, width, stride):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = None
-        if stride != 1 or channels != width:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x):
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
-
-
-class ResNet18(nn.Module):
-    """As in every model zoo, apart from our code."""
-
-    def __init__(self, width=8, classes=5):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
-        channels = width
-        for stage in range(4):
-            wide, stride = width * 2**stage, 1 if stage == 0 else 2
-            setattr(
-                self, f"layer{stage + 1}", nn.Sequential(BasicBlock(channels, wide, stride), BasicBlock(wide, wide, 1))
-            )
-            channels = wide
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(x.mean((2, 3)))
+def resnet18():
+    return ResNet18(width=8, classes=5)
 
 
 # Maps of 18 x 22, 9 x 11, 5 x 6 and 3 x 3.
@@ -111,7 +73,7 @@ def train(module):
 @pytest.mark.parametrize("shape", [SHAPE, (3, 96, 70)], ids=["the same size", "another size"])
 @pytest.mark.parametrize("plug", [with_parc, with_ppe])
 def test_a_trained_network_merges_into_plain_operations(plug, shape):
-    net = built(ResNet18)
+    net = built(resnet18)
     plugged = plug(net, PATHS, drawn(1, *SHAPE))
     train(plugged.train())
     randomise(plugged, 7).eval()
@@ -173,7 +135,7 @@ def test_parc_starts_as_the_convolution_on_maps_that_vary_along_its_axis_alone(k
 
 
 def test_ppe_starts_as_the_network_itself_and_learns():
-    net, x = built(ResNet18), drawn(4, *SHAPE)
+    net, x = built(resnet18), drawn(4, *SHAPE)
     plugged = with_ppe(net, PATHS, x)
     with torch.no_grad():
         assert (plugged(x) - net(x)).abs().max() < 1e-11
@@ -196,7 +158,7 @@ def test_depthwise_ppe_is_ppenets():
 
 
 def test_what_is_not_replaced_is_kept():
-    net, x = built(ResNet18), drawn(1, *SHAPE)
+    net, x = built(resnet18), drawn(1, *SHAPE)
     before = torch.get_rng_state()
     plugged = with_parc(net, PATHS, x)
     assert torch.equal(before, torch.get_rng_state())
@@ -231,7 +193,7 @@ def test_parc_sees_the_whole_map():
 
 
 def test_frozen_parts_stay_frozen():
-    net = built(ResNet18).train()
+    net = built(resnet18).train()
     net.layer3.eval().requires_grad_(False)
     for plug in (with_parc, with_ppe):
         plugged = plug(net, PATHS, drawn(1, *SHAPE))
@@ -241,7 +203,7 @@ def test_frozen_parts_stay_frozen():
 
 
 def test_all_three_plugins_in_one_network():
-    net, x = built(ResNet18), drawn(2, *SHAPE)
+    net, x = built(resnet18), drawn(2, *SHAPE)
     branched = with_pbconv(net, lambda path, conv: LAYOUT if path == "layer1.0.conv1" else None)
     mixed = with_ppe(with_parc(branched, ["layer4.1.conv1"], x), ["layer2.1.conv1"], x)
     randomise(mixed, 7)
@@ -257,7 +219,7 @@ def test_all_three_plugins_in_one_network():
 
 
 def test_replaceable_tells_paths_and_sizes():
-    found = replaceable(built(ResNet18), drawn(1, *SHAPE))
+    found = replaceable(built(resnet18), drawn(1, *SHAPE))
     assert len(found) == 13
     assert found["layer1.0.conv1"] == (18, 22)
     assert found["layer3.1.conv2"] == (5, 6)
@@ -276,9 +238,9 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("net", "path", "message"),
     [
-        (ResNet18(), "layer2.0.conv1", r"its stride must be 1, got \(2, 2\)"),
-        (ResNet18(), "layer2.0.downsample.0", "its stride must be 1"),
-        (ResNet18(), "layer2.0", "'layer2.0' is no plain convolution; can be replaced: layer1.0.conv1, layer1.0.conv2"),
+        (resnet18(), "layer2.0.conv1", r"its stride must be 1, got \(2, 2\)"),
+        (resnet18(), "layer2.0.downsample.0", "its stride must be 1"),
+        (resnet18(), "layer2.0", "'layer2.0' is no plain convolution; can be replaced: layer1.0.conv1, layer1.0.conv2"),
         (nn.Conv2d(4, 4, 1), "", "looks at one position"),
         (nn.Conv2d(4, 4, 3), "", r"keep the size of its map, got \(9, 9\) -> \(7, 7\)"),
         (Twice(), "conv", "used 2 times"),
@@ -305,7 +267,7 @@ def test_what_one_of_them_cannot_replace_is_refused():
 
 
 def test_merging_nothing_or_half_or_for_another_size_is_refused():
-    net, x = built(ResNet18), drawn(1, *SHAPE)
+    net, x = built(resnet18), drawn(1, *SHAPE)
     with pytest.raises(ValueError, match="neither ParC nor PPE"):
         merge_at(net, x)
     plugged = with_parc(net, ["layer3.1.conv1"], x)

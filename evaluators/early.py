@@ -4,6 +4,7 @@ Source: PBConv (seed 001), section 4.3: candidates are told apart by their kerne
 iterations", which costs 1 to 10 % of training.
 """
 
+import copy
 import time
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from evaluators.datasets import Splits
 from evaluators.dispersion import network_dispersion
 from evaluators.evaluator import Outcome, checked, failure_from
 from evaluators.training import Recipe, TrainingDiverged, train_steps
-from searchspace.network import build_network
+from searchspace.network import Network, build_network
 from searchspace.spec import ArchSpec
 
 
@@ -21,6 +22,36 @@ class EarlySettings:
 
     iterations: int = 20
     recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=32))
+
+
+@dataclass(frozen=True, slots=True)
+class Early:
+    """A network behind its first iterations, in the last one's mode, and the loss of each of them."""
+
+    network: Network
+    losses: tuple[float, ...]
+
+    @property
+    def mean_loss(self) -> float:
+        """Over all iterations."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def last_loss(self) -> float:
+        """Over the last quarter of the iterations."""
+        last = self.losses[-max(1, len(self.losses) // 4) :]
+        return sum(last) / len(last)
+
+
+def train_early(network: Network, splits: Splits, settings: EarlySettings, seed: int) -> Early:
+    """A copy of the network, trained for the early iterations.
+
+    Raises:
+        TrainingDiverged: a loss is not finite.
+    """
+    trained = copy.deepcopy(network)
+    losses = tuple(train_steps(trained, splits, settings.recipe, settings.iterations, seed))
+    return Early(trained, losses)
 
 
 def look_early(spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: int) -> Outcome:
@@ -34,17 +65,16 @@ def look_early(spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: in
     try:
         network = build_network(spec, seed)
         start = network_dispersion(network)
-        losses = list(train_steps(network, splits, settings.recipe, settings.iterations, seed))
-        end = network_dispersion(network)
+        early = train_early(network, splits, settings, seed)
+        end = network_dispersion(early.network)
     except (TrainingDiverged, ValueError, RuntimeError, MemoryError) as error:
         # A candidate that cannot be built or trained is a finding about it, not the end of the search.
         return failure_from(error)
-    last = losses[-max(1, len(losses) // 4) :]
     return checked(
         {
             "dispersion": end.of_mean,
             "dispersion_start": start.of_mean,
-            "loss": sum(last) / len(last),
+            "loss": early.last_loss,
             "seconds": time.perf_counter() - started,
         }
     )

@@ -1,0 +1,7 @@
+"""Signs of how good a network will be, for less than training it."""
+
+from evaluators.proxies.proxy import Proxy
+from evaluators.proxies.registry import PROXIES, proxy_score, proxy_scores
+from evaluators.proxies.subject import NotDefined, ProxySettings, Subject
+
+__all__ = ["PROXIES", "NotDefined", "Proxy", "ProxySettings", "Subject", "proxy_score", "proxy_scores"]

@@ -102,8 +102,11 @@ class App:
         return _send(answer, environ["REQUEST_METHOD"], start_response)
 
     def _explained(self, error: Exception) -> Answer:
+        headers: Headers = {}
         if isinstance(error, Denied):
             status, why = error.status, error.why
+            if error.retry_after_s is not None:
+                headers["Retry-After"] = str(error.retry_after_s)
         elif isinstance(error, NoSuchStudy):
             status, why = 404, str(error)
         elif isinstance(error, Refused):
@@ -115,10 +118,8 @@ class App:
             status, why = 500, "something broke; the terminal of the dashboard says what"
         answer = self._page(HTTPStatus(status).phrase, element("p", why, role="alert", id="why"), status=status)
         if status == 401:
-            return replace(
-                answer, headers=answer.headers | {"WWW-Authenticate": 'Basic realm="edge-nas", charset="UTF-8"'}
-            )
-        return answer
+            headers |= ASK_PASSWORD
+        return replace(answer, headers=answer.headers | headers)
 
     def _page(self, title: str, *inside: object, status: int = 200) -> Answer:
         return _html(page(title, element("h1", title), *inside, with_optuna=self._optuna is not None), status)

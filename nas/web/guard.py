@@ -8,14 +8,15 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from secrets import token_urlsafe
 from typing import Any
 from urllib.parse import urlsplit
 
 from hardware.strict_yaml import ConfigError
+from nas.web.attempts import Attempts
 
 # What a person types again and again is not shorter than this where others can try it out.
 SHORTEST_PASSWORD = 12
@@ -27,10 +28,11 @@ Environ = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Denied(Exception):
-    """A request that is not answered: with which status, and why."""
+    """A request that is not answered: with which status, why, and after how many seconds it may come again."""
 
     status: int
     why: str
+    retry_after_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Guard:
 
     host: str
     password: str | None = field(default=None, repr=False)
-    token: str = field(default_factory=lambda: token_urlsafe(32), repr=False)
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    attempts: Attempts = field(default_factory=Attempts, repr=False)
+    # Passwords are compared as digests under it, which are all of one length.
+    _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not is_loopback(self.host) and self.password is None:
@@ -56,13 +61,26 @@ class Guard:
         """Whether a request may be looked at at all.
 
         Raises:
-            Denied: it goes to a host that this is not, or its password is missing or wrong.
+            Denied: it goes to a host that this is not, its password is missing or wrong, or it comes from where too
+                many were wrong.
         """
         asked = environ.get("HTTP_HOST", "")
         if not self._is_own_name(asked):
             raise Denied(421, f"this server does not answer for the host {asked[:100]!r}")
-        if self.password is not None and not self._password_is_right(environ.get("HTTP_AUTHORIZATION", "")):
+        if self.password is not None:
+            self._check_password(environ.get("HTTP_AUTHORIZATION", ""), environ.get("REMOTE_ADDR", ""))
+
+    def _check_password(self, authorization: str, address: str) -> None:
+        if not authorization:
+            # Every browser asks first without one.
             raise Denied(401, "a password is needed")
+        wait_s = self.attempts.wait_s(address)
+        if wait_s:
+            raise Denied(429, f"too many wrong passwords; wait {wait_s} s", wait_s)
+        if not self._password_is_right(authorization):
+            self.attempts.was_wrong(address)
+            raise Denied(401, "a password is needed")
+        self.attempts.was_right(address)
 
     def check_change(self, environ: Environ, token: str) -> None:
         """Whether a request may change something, beside what `check` asks.
@@ -106,7 +124,10 @@ class Guard:
             _, _, given = base64.b64decode(encoded, validate=True).partition(b":")
         except binascii.Error:
             return False
-        return hmac.compare_digest(given, self.password.encode())
+        return hmac.compare_digest(self._digest(given), self._digest(self.password.encode()))
+
+    def _digest(self, password: bytes) -> bytes:
+        return hmac.digest(self._key, password, "sha256")
 
 
 def is_loopback(host: str) -> bool:

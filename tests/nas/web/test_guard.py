@@ -5,6 +5,7 @@ import base64
 import pytest
 
 from hardware.strict_yaml import ConfigError
+from nas.web.attempts import MOST_CLIENTS, Attempts, client_of
 from nas.web.guard import Denied, Guard, is_loopback
 from tests.nas.web.conftest import HOST
 
@@ -130,3 +131,89 @@ def test_each_run_has_a_token_of_its_own_that_no_message_shows():
     assert len(first.token) >= 43
     assert first.token not in repr(first)
     assert PASSWORD not in repr(first)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self):
+        self.now_s = 1000.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def guarded(clock):
+    return Guard("0.0.0.0", PASSWORD, attempts=Attempts(clock))
+
+
+WRONG, RIGHT = basic("me:not this one at all"), basic(f"me:{PASSWORD}")
+
+
+def test_guessing_gets_slower_with_every_wrong_password_up_to_a_minute(guarded, clock):
+    guesser = {"REMOTE_ADDR": "10.0.0.9"} | WRONG
+    assert [status(guarded, **guesser) for _ in range(6)] == [401] * 4 + [429] * 2
+    waits = []
+    for _ in range(9):
+        with pytest.raises(Denied) as denied:
+            guarded.check({"HTTP_HOST": HOST} | guesser)
+        waits.append(denied.value.retry_after_s)
+        clock.now_s += waits[-1] - 0.5
+        assert status(guarded, **guesser) == 429, "half a second too early"
+        clock.now_s += 0.5
+        assert status(guarded, **guesser) == 401
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_the_right_password_is_not_looked_at_while_its_sender_waits(guarded, clock):
+    own = {"REMOTE_ADDR": "10.0.0.9"}
+    for _ in range(4):
+        status(guarded, **own, **WRONG)
+    assert status(guarded, **own, **RIGHT) == 429
+    clock.now_s += 1
+    assert status(guarded, **own, **RIGHT) == 200
+    # and all is forgiven
+    assert [status(guarded, **own, **WRONG) for _ in range(4)] == [401] * 4
+
+
+def test_others_do_not_wait_for_a_guesser(guarded):
+    for _ in range(9):
+        status(guarded, REMOTE_ADDR="10.0.0.9", **WRONG)
+    assert status(guarded, REMOTE_ADDR="10.0.0.8", **RIGHT) == 200
+    assert status(guarded, REMOTE_ADDR="10.0.0.9", **RIGHT) == 429
+
+
+def test_asking_without_a_password_is_no_guess(guarded):
+    assert [status(guarded, REMOTE_ADDR="10.0.0.9") for _ in range(20)] == [401] * 20
+    assert status(guarded, REMOTE_ADDR="10.0.0.9", **RIGHT) == 200
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("2001:db8:1:2::5", "2001:db8:1:2:ffff::9", True),  # one home has 2^64 of these
+        ("2001:db8:1:2::5", "2001:db8:1:3::5", False),
+        ("::ffff:10.0.0.9", "10.0.0.9", True),
+        ("::ffff:10.0.0.9", "::ffff:10.0.0.8", False),
+        ("fe80::1%eth0", "fe80::2", True),
+        ("10.0.0.9", "10.0.0.8", False),
+    ],
+)
+def test_who_counts_as_one_client(first, second, same):
+    assert (client_of(first) == client_of(second)) is same
+
+
+def test_guessing_from_everywhere_fills_no_memory(clock):
+    attempts = Attempts(clock)
+    for number in range(MOST_CLIENTS + 50):
+        attempts.was_wrong(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+    assert len(attempts._clients) == MOST_CLIENTS
+    clock.now_s += 3601
+    attempts.was_wrong("10.0.0.1")
+    assert len(attempts._clients) == 1

@@ -122,12 +122,15 @@ def _with_table(problem: Problem, observer: Observer) -> Problem:
 
 def study_record(problem: Problem) -> StudyFile:
     """The settings with what they were resolved to today."""
+    opened = dataset(problem.data)
     return StudyFile(
         **problem.settings.model_dump(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         target_sha256=problem.target.sha256,
-        data_fingerprint=dataset(problem.data).fingerprint,
+        data_fingerprint=opened.fingerprint,
         versions=versions(),
+        channels=opened.channels,
+        classes=opened.num_classes,
     )
 
 

@@ -10,9 +10,11 @@ from evaluators.static import StaticCosts
 from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError, nearest
 from hardware.targets import Target, load_target
-from nas.settings import StudySettings
-from searchspace.space import Space, Task, narrowed
+from nas.settings import StudyFile, StudySettings
+from searchspace.choosers import Genes, replay
+from searchspace.space import Space, Task, member, narrowed
 from searchspace.spaces import space_named
+from searchspace.spec import ArchSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,37 @@ def resolve(settings: StudySettings, table: Path | None = None) -> Problem:
     data = DataKey(settings.data, settings.seed, settings.data_limit)
     opened = dataset(data)
     task = Task(opened.channels, opened.num_classes)
-    allowed = {name: values if isinstance(values, list) else [values] for name, values in settings.genes.items()}
-    space = narrowed(space_named(settings.space), allowed)
     return Problem(
         settings,
         target,
-        space,
+        space_of(settings),
         task,
         data,
         SCORES[settings.score],
         StaticCosts(target),
     )
+
+
+def space_of(settings: StudySettings) -> Space:
+    """The space of a study, narrowed to the genes that it allows.
+
+    Raises:
+        SpecError: there is no such space, or a gene is not one of its.
+    """
+    allowed = {name: values if isinstance(values, list) else [values] for name, values in settings.genes.items()}
+    return narrowed(space_named(settings.space), allowed)
+
+
+def candidate(record: StudyFile, genes: Genes) -> ArchSpec:
+    """The network that a trial's genes describe, without the data being opened where the study knows what they ask.
+
+    Raises:
+        SpecError, UnknownGene: the space is another one by now.
+        DataError: an older study's data are gone.
+    """
+    if record.channels is not None and record.classes is not None:
+        task = Task(record.channels, record.classes)
+    else:
+        opened = dataset(DataKey(record.data, record.seed, record.data_limit))
+        task = Task(opened.channels, opened.num_classes)
+    return member(space_of(record), replay(genes), task)

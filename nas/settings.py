@@ -105,7 +105,8 @@ RUN_SETTINGS = frozenset({"trials", "time", "evaluation_time", "workers", "backe
 class StudyFile(StudySettings):
     """A study as it is kept: its settings and what they were resolved to when it began.
 
-    `accepted_tables` are those that the target had before, where the user went on after a change.
+    `accepted_tables` are those that the target had before, where the user went on after a change. `channels` and
+    `classes` are those of the images; None where a study began before they were kept.
     """
 
     created: str
@@ -113,6 +114,8 @@ class StudyFile(StudySettings):
     data_fingerprint: str
     versions: dict[str, str]
     accepted_tables: list[str] = []
+    channels: int | None = None
+    classes: int | None = None
 
     @property
     def durable_name(self) -> str:

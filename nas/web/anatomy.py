@@ -1,4 +1,4 @@
-"""A trained network taken apart: its blocks in both forms, and where its time goes on the device."""
+"""A network taken apart: its blocks in both forms, and where its time goes on the device."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -6,6 +6,9 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
+from optuna.trial import FrozenTrial
+
+from evaluators.image_files import DataError
 from hardware.kernels import fuse, fused_chains
 from hardware.latency_table import UnmeasuredKernel
 from hardware.ops import Shape
@@ -13,12 +16,14 @@ from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, load_target
 from nas.driver import TABLE
+from nas.problem import candidate
 from nas.settings import StudyFile, read_study_file
+from searchspace.choosers import UnknownGene
 from searchspace.network import deploy_graph
 from searchspace.references.comparison import BlockCounts, Counts, block_counts
 from searchspace.registry import BlockSpec, family_of
 from searchspace.spaces import space_named
-from searchspace.spec import SpecError, is_train_gene, read_spec, spec_id
+from searchspace.spec import ArchSpec, SpecError, is_train_gene, read_spec, spec_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,29 +71,35 @@ class Anatomy:
     untimed: str | None
 
 
-def anatomy(folder: Path, trial: int) -> Anatomy | None:
-    """The network that a study trained as that trial; None where it trained none.
+def anatomy(folder: Path, trial: FrozenTrial) -> Anatomy:
+    """The network of a trial: as it was trained, or else as its genes describe it.
 
     Raises:
-        ConfigError: its spec is damaged, or its block families are not at hand.
+        ConfigError: its spec is damaged, its genes are not of the space that is here, or its block families are not at
+            hand.
     """
-    path = folder / "models" / str(trial) / "spec.yaml"
-    try:
-        changed = path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-    return _anatomy(folder, path, changed)
-
-
-@lru_cache(maxsize=64)
-def _anatomy(folder: Path, path: Path, changed: int) -> Anatomy:
     record = read_study_file(folder)
+    path = folder / "models" / str(trial.number) / "spec.yaml"
     try:
-        space_named(record.space)  # one of the user's own registers the families of its members
-        spec = read_spec(path)
-        blocks = block_counts(spec)
-    except SpecError as error:
+        if path.exists():
+            space_named(record.space)  # one of the user's own registers the families of its members
+            return _anatomy(folder, record.target_sha256, read_spec(path))
+        spec = candidate(record, trial.params)
+        known = trial.user_attrs.get("arch")
+        if known is not None and spec_id(spec) != known:
+            raise ConfigError(
+                f"space {record.space} makes another network of these genes today than when the study looked at them"
+            )
+        return _anatomy(folder, record.target_sha256, spec)
+    except (SpecError, UnknownGene, DataError) as error:
         raise ConfigError(str(error)) from error
+
+
+# Keyed by the table's hash as well, under which a study may be told to go on.
+@lru_cache(maxsize=64)
+def _anatomy(folder: Path, target_sha256: str, spec: ArchSpec) -> Anatomy:
+    record = read_study_file(folder)
+    blocks = block_counts(spec)
     kernels: tuple[KernelTime, ...] = ()
     untimed = None
     try:

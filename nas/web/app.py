@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from hardware.strict_yaml import ConfigError
 from nas.members import FRONT_JSON, read_front
 from nas.report import REPORT
-from nas.web.anatomy import anatomy
+from nas.web.anatomy import Anatomy, anatomy
 from nas.web.downloads import ARCHIVE, file_to_send, front_archive, model_downloads, study_downloads
 from nas.web.guard import LOOK_ONLY, Denied, Guard
 from nas.web.markup import element
@@ -183,9 +183,12 @@ class App:
         member = None
         if (folder / FRONT_JSON).exists():
             member = next((each for each in read_front(folder)["members"] if each["trial"] == number), None)
-        found = anatomy(folder, number)
-        files = model_downloads(folder, number) if found is not None else []
-        return _html(trial_page(name, trial, found, member, files, self._optuna is not None))
+        found: Anatomy | str
+        try:
+            found = anatomy(folder, trial)
+        except ConfigError as error:
+            found = str(error)  # what is known of the trial is shown all the same
+        return _html(trial_page(name, trial, found, member, model_downloads(folder, number), self._optuna is not None))
 
     def _file(self, name: str, path: str) -> Answer:
         folder = self._studies.folder(name)

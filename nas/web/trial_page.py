@@ -16,19 +16,21 @@ from searchspace.references.comparison import Counts
 def trial_page(
     name: str,
     trial: FrozenTrial,
-    found: Anatomy | None,
+    found: Anatomy | str,
     member: Mapping[str, Any] | None,
     downloads: Sequence[Download],
     with_optuna: bool,
 ) -> str:
-    """One candidate: what it is, what it costs, what came of it."""
+    """One candidate: what it is, what it costs, what came of it; `found` is why it cannot be drawn where it cannot."""
     parts: list[object] = [
         element("p", element("a", f"Back to {name}", href=study_url(name), id="back"), class_="crumbs"),
         element("h1", f"Trial {trial.number}"),
         _trial_facts(trial, found, member),
     ]
-    if found is None:
-        parts.append(element("p", "This candidate was not trained, so there is no model of it. Its genes:"))
+    if not downloads:
+        parts.append(hint("It was not trained, so there are no files of it."))
+    if isinstance(found, str):
+        parts.append(element("p", f"It cannot be drawn: {found}", class_="bad"))
     else:
         parts += _drawing(found)
         parts += _kernels(found)
@@ -37,7 +39,9 @@ def trial_page(
     genes = [[gene, str(value)] for gene, value in trial.params.items()]
     shown = element("div", table(("gene", "value"), genes, caption="Genes as they were proposed"), class_="genes")
     parts.append(
-        shown if found is None else element("details", element("summary", "Genes as they were proposed"), shown)
+        shown
+        if isinstance(found, str)
+        else element("details", element("summary", "Genes as they were proposed"), shown)
     )
     return page(f"Trial {trial.number} of {name}", *parts, with_optuna=with_optuna)
 
@@ -46,7 +50,7 @@ def _section(title: str, *inside: object) -> Markup:
     return element("section", element("h2", title), *inside)
 
 
-def _trial_facts(trial: FrozenTrial, found: Anatomy | None, member: Mapping[str, Any] | None) -> Markup:
+def _trial_facts(trial: FrozenTrial, found: Anatomy | str, member: Mapping[str, Any] | None) -> Markup:
     attributes = trial.user_attrs
     pairs: list[tuple[str, object]] = []
     if "failure" in attributes:
@@ -71,7 +75,7 @@ def _trial_facts(trial: FrozenTrial, found: Anatomy | None, member: Mapping[str,
             ("score", f"{trial.values[0]:.4g}"),
             ("expected latency", f"{trial.values[1]:.3g} ms{upto}, {attributes.get('latency_tier', 'unknown')}"),
         ]
-    pairs.append(("architecture", found.spec_id if found else attributes.get("arch", "-")))
+    pairs.append(("architecture", attributes.get("arch", "-") if isinstance(found, str) else found.spec_id))
     return facts(pairs)
 
 

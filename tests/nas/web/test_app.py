@@ -11,6 +11,9 @@ import pytest
 from nas.storage import JOURNAL
 from nas.web import pages
 from nas.web.runs import Refused
+from searchspace.choosers import replay
+from searchspace.space import member
+from searchspace.spec import spec_id
 from tests.nas.conftest import Stopped, StudyExecutor
 from tests.nas.web.conftest import HOST, Client, searched
 
@@ -96,12 +99,35 @@ def test_a_member_is_drawn_with_shapes_kernels_and_both_forms(client):
     assert "train form" in text
 
 
-def test_a_candidate_that_was_not_trained_shows_its_genes(client):
+@pytest.fixture
+def untrained(client):
+    """A candidate that no finalist was made of."""
     trained = {each.number for each in client.studies.live("mine").trained}
-    number = next(number for number in range(9) if number not in trained)
-    text = client.get(f"/studies/mine/trials/{number}").text
+    return next(each for each in client.studies.trials("mine") if each.values and each.number not in trained)
+
+
+def test_a_candidate_that_was_not_trained_is_drawn_from_its_genes(client, untrained, problem):
+    spec = member(problem.space, replay(untrained.params), problem.task)
+    text = client.get(f"/studies/mine/trials/{untrained.number}").text
     assert "was not trained" in text
+    assert spec_id(spec) in text
+    for stage in spec.stages:
+        assert f"{stage[-1].width}x" in text
+    # Per kernel, and so in sum, what the search expected of the whole.
+    shares = [float(share) for share in re.findall(r'([0-9.e-]+) ms</td><td data-title="share">', text)]
+    assert sum(shares) == pytest.approx(untrained.values[1], rel=0.02)
+    assert f"{int(untrained.user_attrs['params']):,}" in text, "of the deploy form, as the search counted them"
+    assert "train form" in text
     assert "stage1.width" in text
+
+
+def test_genes_of_another_space_are_said_to_be_none_of_this_one(client_of, studies, untrained):
+    path = studies / "mine" / "study.yaml"
+    path.write_text(path.read_text().replace("space: edge-small", "space: mix"))
+    got = client_of(studies).get(f"/studies/mine/trials/{untrained.number}")
+    assert got.status == 200
+    assert re.search(r"It cannot be drawn: [^<]*gene", got.text)
+    assert "stage1.width" in got.text
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def build_parser() -> _Parser:
     dashboard.add_argument("--host", default="127.0.0.1", help="other than this machine alone needs a password")
     dashboard.add_argument("--port", type=int, default=8080, help="where to listen")
     dashboard.add_argument("--out", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
-    dashboard.add_argument("--storage", metavar="URL", help="have Optuna's own charts show the studies of a database")
+    dashboard.add_argument("--storage", metavar="URL", help="list and show the studies of a database as well")
     dashboard.add_argument("--optuna-writes", action="store_true", help="let Optuna's own pages change that database")
 
     targets = add("targets", _targets, "the devices: runtime, threads, tier, error, where their figures come from")

@@ -178,6 +178,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             fastest = check_budget(problem)
         with _timed(seconds, "search"):
             search = Search(problem, folder, executor, record)
+            search.describe(record)
             outcome = search.run(fastest, observer.searching)
         observer.note(f"search ended: {outcome.ended}")
         logger.info("search ended: %s", outcome.ended)

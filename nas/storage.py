@@ -33,6 +33,9 @@ STOPPED, FINISHED = "stopped", "finished"
 
 # Which study of ours a name in a shared storage belongs to: two folders may have chosen the same name.
 OWNER = "edge-nas:owner"
+# The settings of a study, for those who have the storage and not the folder; without the storage's own URL, which may
+# hold a password.
+RECORD = "edge-nas:record"
 
 # A server that restarts is waited for so long, and asked this often.
 RESTART_WITHIN_S = 120.0
@@ -107,6 +110,19 @@ def _check_owner(study: optuna.Study, where: str, owner: str) -> None:
             f"storage {where}: holds a study {study.study_name} already, which is {whose}; give another --study NAME"
         )
     study.set_user_attr(OWNER, owner)
+
+
+def describe(study: optuna.Study, url: str, record_json: str) -> None:
+    """Leaves a study's settings in its storage, where they are not there yet.
+
+    Raises:
+        ConfigError: the storage does not answer.
+    """
+    try:
+        if study.user_attrs.get(RECORD) != record_json:
+            study.set_user_attr(RECORD, record_json)
+    except StorageInternalError as error:
+        raise _unreachable(url, error) from error
 
 
 def check_free(folder: Path, name: str, url: str) -> None:

@@ -32,7 +32,7 @@ from nas.results import Key, ResultStore
 from nas.sampling import Sampling
 from nas.settings import StudyFile
 from nas.starts import earlier_members, published_members
-from nas.storage import open_study, remember
+from nas.storage import describe, open_study, remember
 from searchspace.cheapest import Cheapest, cheapest_member
 from searchspace.choosers import Gene
 from searchspace.registry import BlockSpec
@@ -173,6 +173,12 @@ class Search:
     @property
     def results(self) -> ResultStore:
         return self._results
+
+    def describe(self, record: StudyFile) -> None:
+        """Leaves the settings in a shared storage, for those who see that and not the folder."""
+        if record.storage is not None:
+            shared = record.model_copy(update={"storage": None})
+            describe(self._durable, record.storage, shared.model_dump_json())
 
     def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.

@@ -17,7 +17,7 @@ from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, load_target
 from nas.driver import TABLE
 from nas.problem import candidate
-from nas.settings import StudyFile, read_study_file
+from nas.settings import StudyFile
 from searchspace.choosers import UnknownGene
 from searchspace.network import deploy_graph
 from searchspace.references.comparison import BlockCounts, Counts, block_counts
@@ -71,39 +71,54 @@ class Anatomy:
     untimed: str | None
 
 
-def anatomy(folder: Path, trial: FrozenTrial) -> Anatomy:
+def anatomy(record: StudyFile, trial: FrozenTrial, folder: Path | None) -> Anatomy:
     """The network of a trial: as it was trained, or else as its genes describe it.
+
+    `folder` is the study's, None where it is on another machine.
 
     Raises:
         ConfigError: its spec is damaged, its genes are not of the space that is here, or its block families are not at
             hand.
     """
-    record = read_study_file(folder)
-    path = folder / "models" / str(trial.number) / "spec.yaml"
+    path = folder / "models" / str(trial.number) / "spec.yaml" if folder is not None else None
     try:
-        if path.exists():
+        if path is not None and path.exists():
             space_named(record.space)  # one of the user's own registers the families of its members
-            return _anatomy(folder, record.target_sha256, read_spec(path))
+            return _anatomy(Timing.of(record), folder, read_spec(path))
         spec = candidate(record, trial.params)
         known = trial.user_attrs.get("arch")
         if known is not None and spec_id(spec) != known:
             raise ConfigError(
                 f"space {record.space} makes another network of these genes today than when the study looked at them"
             )
-        return _anatomy(folder, record.target_sha256, spec)
+        return _anatomy(Timing.of(record), folder, spec)
     except (SpecError, UnknownGene, DataError) as error:
         raise ConfigError(str(error)) from error
 
 
-# Keyed by the table's hash as well, under which a study may be told to go on.
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the latencies of a study's networks follow from."""
+
+    target: str
+    sha256: str
+    threads: int
+    runtime: str | None
+    space: str
+
+    @staticmethod
+    def of(record: StudyFile) -> "Timing":
+        """Of a study as it is kept."""
+        return Timing(record.target, record.target_sha256, record.threads, record.runtime, record.space)
+
+
 @lru_cache(maxsize=64)
-def _anatomy(folder: Path, target_sha256: str, spec: ArchSpec) -> Anatomy:
-    record = read_study_file(folder)
+def _anatomy(timing: Timing, folder: Path | None, spec: ArchSpec) -> Anatomy:
     blocks = block_counts(spec)
     kernels: tuple[KernelTime, ...] = ()
     untimed = None
     try:
-        target = study_target(record, folder)
+        target = study_target(timing, folder)
         graph = deploy_graph(spec)
         kernels = tuple(
             KernelTime(_block_of(graph.nodes[chain[0]].name), kernel.key, latency.value_ms, latency.tier.value)
@@ -125,19 +140,24 @@ def _anatomy(folder: Path, target_sha256: str, spec: ArchSpec) -> Anatomy:
     )
 
 
-def study_target(record: StudyFile, folder: Path) -> Target:
+def study_target(timing: Timing, folder: Path | None) -> Target:
     """The target of a study with the table that it began with.
 
     Raises:
-        ConfigError: the target is not known here, or the table is damaged.
+        ConfigError: the target is not known here, its table is another one, or the table is damaged.
     """
-    table = folder / TABLE
+    table = folder / TABLE if folder is not None else None
     target = load_target(
-        record.target, threads=record.threads, runtime=record.runtime, table=table if table.exists() else None
+        timing.target,
+        threads=timing.threads,
+        runtime=timing.runtime,
+        table=table if table is not None and table.exists() else None,
     )
+    if target.sha256 != timing.sha256:
+        raise ConfigError(f"the latency table of {timing.target} is another one here than the study was searched with")
     model = target.latency_model
     if isinstance(model, ProfiledModel):
-        return replace(target, latency_model=ProfiledModel(model.profiled, record.space))
+        return replace(target, latency_model=ProfiledModel(model.profiled, timing.space))
     return target
 
 

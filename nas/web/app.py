@@ -4,22 +4,27 @@ import hashlib
 import importlib.resources
 import logging
 import mimetypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qs
+
+from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
 from nas.members import FRONT_JSON, read_front
 from nas.report import REPORT
+from nas.settings import StudyFile, read_study_file
 from nas.web.anatomy import Anatomy, anatomy
 from nas.web.downloads import ARCHIVE, file_to_send, front_archive, model_downloads, study_downloads
 from nas.web.guard import LOOK_ONLY, Denied, Guard
 from nas.web.markup import element
 from nas.web.optuna_pages import OWN_PATHS, OptunaPages
-from nas.web.pages import list_page, page, study_page, study_url
+from nas.web.pages import StoredList, list_page, page, stored_page, stored_url, study_page, study_url
 from nas.web.runs import Refused, Runs
+from nas.web.stored import FOREIGN, StoredStudies
 from nas.web.studies import Live, NoSuchStudy, Studies
 from nas.web.trial_page import trial_page
 
@@ -79,13 +84,21 @@ class App:
     """The dashboard as a WSGI application."""
 
     def __init__(
-        self, studies: Studies, runs: Runs, guard: Guard, optuna: OptunaPages | None, *, optuna_writes: bool = False
+        self,
+        studies: Studies,
+        runs: Runs,
+        guard: Guard,
+        optuna: OptunaPages | None,
+        stored: StoredStudies | None = None,
+        *,
+        optuna_writes: bool = False,
     ) -> None:
-        """`optuna` is None where optuna-dashboard is not installed."""
+        """`optuna` is None where optuna-dashboard is not installed, `stored` where no storage is shown."""
         self._studies = studies
         self._runs = runs
         self._guard = guard
         self._optuna = optuna
+        self._stored = stored
         self._optuna_writes = optuna_writes
         # The last page of each study, and what it was drawn from: most of those who ask have it already.
         self._drawn: dict[str, tuple[Live, object, str]] = {}
@@ -148,10 +161,13 @@ class App:
         elif request.method in LOOK_ONLY:
             match request.way:
                 case ():
-                    overviews = [self._studies.live(name).overview for name in self._studies.names()]
-                    return _fresh(request, list_page(overviews, str(self._studies.root), self._optuna is not None))
+                    return self._list(request)
                 case ("own", name) if name in ASSETS:
                     return _asset(name)
+                case ("stored", number) if number.isdecimal():
+                    return self._stored_study(int(number), request)
+                case ("stored", number, "trials", trial) if number.isdecimal() and trial.isdecimal():
+                    return self._stored_trial(int(number), int(trial))
                 case ("studies", name):
                     return self._study(name, request)
                 case ("studies", name, "trials", number) if number.isdecimal():
@@ -165,6 +181,38 @@ class App:
             raise Denied(405, f"{request.method[:20]} is not something that this server does")
         raise Denied(404, "there is nothing at this address")
 
+    def _list(self, request: Request) -> Answer:
+        overviews = [self._studies.live(name).overview for name in self._studies.names()]
+        stored = None
+        if self._stored is not None:
+            owners = {each.record.owner for each in overviews if each.record is not None}
+            try:
+                stored = StoredList(self._stored.where, self._stored.overviews(owners))
+            except ConfigError as error:
+                stored = StoredList(self._stored.where, {}, str(error))
+        return _fresh(request, list_page(overviews, str(self._studies.root), stored, self._optuna is not None))
+
+    def _stored_study(self, number: int, request: Request) -> Answer:
+        stored = self._shown_storage()
+        live = stored.live(stored.name_of(number))
+        with_optuna = self._optuna is not None
+        return _fresh(request, stored_page(live, number, stored.where, with_optuna))
+
+    def _stored_trial(self, number: int, trial_number: int) -> Answer:
+        stored = self._shown_storage()
+        name = stored.name_of(number)
+        trial = _trial_of(stored.trials(name), trial_number, name)
+        record = stored.record(name)
+        if record is None:
+            raise Denied(404, f"trials of {name} have no page. {FOREIGN}")
+        found = _drawn(record, trial, None)
+        return _html(trial_page(name, trial, found, None, (), stored_url(number), self._optuna is not None))
+
+    def _shown_storage(self) -> StoredStudies:
+        if self._stored is None:
+            raise Denied(404, "this dashboard was not given a storage; nas dashboard --storage URL")
+        return self._stored
+
     def _study(self, name: str, request: Request) -> Answer:
         live = self._studies.live(name)
         said, optuna_id = request.query.get("said", ""), self._studies.optuna_id(name)
@@ -177,18 +225,13 @@ class App:
 
     def _trial(self, name: str, number: int) -> Answer:
         folder = self._studies.folder(name)
-        trial = next((each for each in self._studies.trials(name) if each.number == number), None)
-        if trial is None:
-            raise Denied(404, f"study {name} has no trial {number}")
+        trial = _trial_of(self._studies.trials(name), number, name)
         member = None
         if (folder / FRONT_JSON).exists():
             member = next((each for each in read_front(folder)["members"] if each["trial"] == number), None)
-        found: Anatomy | str
-        try:
-            found = anatomy(folder, trial)
-        except ConfigError as error:
-            found = str(error)  # what is known of the trial is shown all the same
-        return _html(trial_page(name, trial, found, member, model_downloads(folder, number), self._optuna is not None))
+        found = _drawn(read_study_file(folder), trial, folder)
+        files = model_downloads(folder, number)
+        return _html(trial_page(name, trial, found, member, files, study_url(name), self._optuna is not None))
 
     def _file(self, name: str, path: str) -> Answer:
         folder = self._studies.folder(name)
@@ -214,6 +257,21 @@ class App:
             self._runs.resume(folder, _more_trials(form.get("trials", "")))
         said = {"stop": "stopped", "resume": "resumed", "extend": "extended"}[action]
         return Answer(303, {"Location": f"{study_url(name)}?said={said}"})
+
+
+def _trial_of(trials: Sequence[FrozenTrial], number: int, name: str) -> FrozenTrial:
+    trial = next((each for each in trials if each.number == number), None)
+    if trial is None:
+        raise Denied(404, f"study {name} has no trial {number}")
+    return trial
+
+
+def _drawn(record: StudyFile, trial: FrozenTrial, folder: Path | None) -> Anatomy | str:
+    # What else is known of a trial is shown even where its network cannot be drawn.
+    try:
+        return anatomy(record, trial, folder)
+    except ConfigError as error:
+        return str(error)
 
 
 def _more_trials(text: str) -> int:

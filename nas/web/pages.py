@@ -1,6 +1,7 @@
 """The pages: the list of studies, one study as it runs, and what all pages share."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from nas.web.charts import hypervolume_chart, legend, search_chart, trained_chart
@@ -19,6 +20,11 @@ SAID = {
 def study_url(name: str, *parts: object) -> str:
     """The address of something in a study."""
     return "/".join(["/studies", quote(name), *(quote(str(part)) for part in parts)])
+
+
+def stored_url(number: int, *parts: object) -> str:
+    """The address of something in a study that only a storage knows."""
+    return "/".join(["/stored", str(number), *(quote(str(part)) for part in parts)])
 
 
 def page(title: str, *inside: object, with_optuna: bool) -> str:
@@ -45,23 +51,45 @@ def page(title: str, *inside: object, with_optuna: bool) -> str:
     return "<!doctype html>\n" + element("html", head, body, lang="en")
 
 
-def list_page(overviews: Sequence[Overview], root: str, with_optuna: bool) -> str:
-    """Every study of the folder."""
+@dataclass(frozen=True, slots=True)
+class StoredList:
+    """What a storage holds beside the studies of the folder, by Optuna's numbers; trouble where it cannot be read."""
+
+    where: str
+    overviews: Mapping[int, Overview]
+    trouble: str | None = None
+
+
+def list_page(overviews: Sequence[Overview], root: str, stored: StoredList | None, with_optuna: bool) -> str:
+    """Every study of the folder, and those of the storage that are not in it; stored None where there is no storage."""
     if overviews:
-        titles = ("study", "state", "target", "budget", "trials", "best so far", "age")
-        rows = [_list_row(each) for each in overviews]
-        found = element(
-            "div", table(titles, rows, caption=f"Studies in {root}"), class_="cards", id="list", data_live=True
-        )
+        rows = [_list_row(each, study_url(each.name), f"study-{each.name}") for each in overviews]
+        found = _study_list("list", f"Studies in {root}", rows)
     else:
         found = element("p", f"There is no study in {root} yet; nas search begins one.", id="list", data_live=True)
-    return page("Studies", element("h1", "Studies"), found, with_optuna=with_optuna)
+    parts = [found]
+    if stored is not None and stored.trouble is not None:
+        parts.append(element("p", stored.trouble, class_="bad", role="alert", id="stored", data_live=True))
+    elif stored is not None:
+        rows = [_list_row(each, stored_url(number), f"stored-{number}") for number, each in stored.overviews.items()]
+        parts.append(
+            _study_list("stored", f"Studies in {stored.where}, begun elsewhere", rows)
+            if rows
+            else element("p", f"There are no further studies in {stored.where}.", id="stored", data_live=True)
+        )
+    return page("Studies", element("h1", "Studies"), *parts, with_optuna=with_optuna)
 
 
-def _list_row(each: Overview) -> list[object]:
-    name = element("a", each.name, href=study_url(each.name), id=f"study-{each.name}")
+def _study_list(name: str, caption: str, rows: Sequence[Sequence[object]]) -> Markup:
+    titles = ("study", "state", "target", "budget", "trials", "best so far", "age")
+    return element("div", table(titles, rows, caption=caption), class_="cards", id=name, data_live=True)
+
+
+def _list_row(each: Overview, link: str, name_id: str) -> list[object]:
+    name = element("a", each.name, href=link, id=name_id)
     if each.record is None:
-        return [name, _state(each.state), "-", "-", "-", element("span", each.trouble or "", class_="bad"), "-"]
+        done = str(each.done) if each.done else "-"
+        return [name, _state(each.state), "-", "-", done, element("span", each.trouble or "", class_="bad"), "-"]
     return [
         name,
         _state(each.state),
@@ -89,7 +117,7 @@ def study_page(
     if overview.record is None:
         parts.append(element("p", overview.trouble or "", class_="bad", role="alert"))
     else:
-        parts += _pictures(live)
+        parts += _pictures(live, lambda number: study_url(name, "trials", number))
     if downloads:
         parts.append(_section("files", "To take home", download_list(name, downloads)))
     else:
@@ -105,11 +133,33 @@ def study_page(
         _section("log", "Log", element("pre", log, tabindex=0, role="region", aria_label="The log's last lines"))
     )
     if with_optuna and optuna_id is not None:
-        link = element("a", "Optuna's own pages about this study", href=f"/dashboard/studies/{optuna_id}")
-        parts.append(
-            element("p", link, ": history, importance of genes, parallel coordinates, every trial as a table.")
-        )
+        parts.append(_optuna_link(optuna_id))
     return page(name, *parts, with_optuna=with_optuna)
+
+
+def _optuna_link(optuna_id: int) -> Markup:
+    link = element("a", "Optuna's own pages about this study", href=f"/dashboard/studies/{optuna_id}")
+    return element("p", link, ": history, importance of genes, parallel coordinates, every trial as a table.")
+
+
+def stored_page(live: Live, number: int, where: str, with_optuna: bool) -> str:
+    """A study that a storage holds and whose folder is not here."""
+    overview = live.overview
+    parts: list[object] = [
+        element("h1", overview.name),
+        _section("facts", None, _facts(overview)),
+        hint(
+            f"Its trials are in {where}. Its log, trained networks and report are in its folder, on the machine where "
+            "it was begun; there it is resumed and stopped."
+        ),
+    ]
+    if overview.record is None:
+        parts.append(element("p", overview.trouble or "", role="status"))
+    else:
+        parts += _pictures(live, lambda trial: stored_url(number, "trials", trial))
+    if with_optuna:
+        parts.append(_optuna_link(number))
+    return page(overview.name, *parts, with_optuna=with_optuna)
 
 
 def hint(words: str) -> Markup:
@@ -205,12 +255,7 @@ def _form(name: str, action: str, token: str, *inside: object) -> Markup:
     return element("form", hidden, *inside, method="post", action=study_url(name, action))
 
 
-def _pictures(live: Live) -> list[Markup]:
-    name = live.overview.name
-
-    def link(number: int) -> str:
-        return study_url(name, "trials", number)
-
+def _pictures(live: Live, link: Callable[[int], str]) -> list[Markup]:
     tiers = {each.tier for each in live.points if each.score is not None} | {each.tier for each in live.trained}
     parts = []
     if live.trained:

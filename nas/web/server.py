@@ -17,6 +17,7 @@ from nas.web.app import App
 from nas.web.guard import Guard, is_loopback
 from nas.web.optuna_pages import OptunaPages, is_installed
 from nas.web.runs import Runs
+from nas.web.stored import StoredStudies
 from nas.web.studies import Studies, database
 
 # A reader that sends nothing for so long is let go.
@@ -88,7 +89,8 @@ def make(guard: Guard, port: int, studies: Path, storage: str | None, optuna_wri
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot listen on {guard.host}, port {port}: {reason}; give another --port") from error
     optuna = OptunaPages(shown) if is_installed() else None
-    server.set_app(App(found, runs, guard, optuna, optuna_writes=optuna_writes))
+    stored = StoredStudies(storage) if storage is not None else None
+    server.set_app(App(found, runs, guard, optuna, stored, optuna_writes=optuna_writes))
     return server
 
 

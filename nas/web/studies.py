@@ -157,15 +157,18 @@ class Studies:
         Raises:
             ConfigError: the storage cannot be read.
         """
-        storage, wanted = self.storage, name
+        storage = self.storage
         record = read_study_file(self.folder(name))
-        if record.storage is not None:
-            storage, wanted = database(record.storage), record.study
-        elif name in self._journals.damage:
-            raise ConfigError(self._journals.damage[name])
         try:
-            return storage.get_all_trials(storage.get_study_id_from_name(wanted), deepcopy=False)
+            if record.storage is not None:
+                return stored_study(record.storage, record.durable_name).get_trials(deepcopy=False)
+            if name in self._journals.damage:
+                raise ConfigError(self._journals.damage[name])
+            return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+        except ConfigError:
+            raise
         except KeyError:
+            stored_study.cache_clear()
             return []
         except Exception as error:
             # Optuna, SQLAlchemy and every database driver have errors of their own; all of them mean this.
@@ -184,28 +187,13 @@ class Studies:
         log = tuple(last_lines(folder / LOG))
         try:
             record = read_study_file(folder)
-            points = [_point(trial) for trial in self.trials(name)]
+            points = [point_of(trial) for trial in self.trials(name)]
             trained = self._trained(folder, points)
         except ConfigError as error:
             overview = Overview(name, None, state, 0, 0, "-", None, None, str(error))
             return Live(overview, (), (), (), (), log)
-        scored = [each for each in points if each.score is not None and each.feasible]
-        numbers = [scored[index].number for index in front([(_score(each), each.latency_ms) for each in scored])]
-        volumes = hypervolumes([(_score(each), each.latency_ms) for each in scored], record.budget_ms)
         per_minute = rate_per_minute(points, _run_began(folder)) if state == "running" else None
-        left = max(0, record.trials - len(points))
-        overview = Overview(
-            name=name,
-            record=record,
-            state=state,
-            done=len(points),
-            failed=sum(each.score is None for each in points),
-            best=_best(record, scored, trained),
-            per_minute=per_minute,
-            left_s=None if per_minute is None else 60 * left / per_minute,
-            trouble=None,
-        )
-        return Live(overview, tuple(points), tuple(numbers), tuple(trained), tuple(volumes), log)
+        return live_of(name, state, record, points, trained, log, per_minute)
 
     def _trained(self, folder: Path, points: Sequence[Point]) -> list[TrainedPoint]:
         with self._lock:
@@ -250,6 +238,45 @@ class _Results:
         return self._accuracies
 
 
+@lru_cache(maxsize=256)
+def stored_study(url: str, name: str) -> optuna.Study:
+    """A study in a storage, for reading; finished trials are read once, where a storage itself reads them every time.
+
+    Raises:
+        ConfigError: there is no such storage.
+        KeyError: it has no study of that name.
+    """
+    return optuna.load_study(study_name=name, storage=database(url))
+
+
+def live_of(
+    name: str,
+    state: str,
+    record: StudyFile,
+    points: Sequence[Point],
+    trained: Sequence[TrainedPoint],
+    log: tuple[str, ...],
+    per_minute: float | None,
+) -> Live:
+    """What a page shows of a study's trials; per_minute None where it does not run, or its rate is not known."""
+    scored = [each for each in points if each.score is not None and each.feasible]
+    numbers = [scored[index].number for index in front([(_score(each), each.latency_ms) for each in scored])]
+    volumes = hypervolumes([(_score(each), each.latency_ms) for each in scored], record.budget_ms)
+    left = max(0, record.trials - len(points))
+    overview = Overview(
+        name=name,
+        record=record,
+        state=state,
+        done=len(points),
+        failed=sum(each.score is None for each in points),
+        best=_best(record, scored, trained),
+        per_minute=per_minute,
+        left_s=None if per_minute is None else 60 * left / per_minute,
+        trouble=None,
+    )
+    return Live(overview, tuple(points), tuple(numbers), tuple(trained), tuple(volumes), log)
+
+
 def state_of(folder: Path, runs: Runs) -> str:
     """`running`, `starting`, `stopped`, `finished` or `crashed`: who holds the study, and how its last run ended."""
     active = runs.state(folder)
@@ -282,7 +309,8 @@ def database(url: str) -> BaseStorage:
         raise ConfigError(f"storage {url}: cannot be opened ({' '.join(str(error).split())[:300]})") from error
 
 
-def _point(trial: FrozenTrial) -> Point:
+def point_of(trial: FrozenTrial) -> Point:
+    """A trial as a page needs it."""
     score, latency_ms = trial.values or (None, float("nan"))
     known = trial.user_attrs
     return Point(

@@ -9,7 +9,7 @@ from nas.web.anatomy import Anatomy, Row, StageRows, stage_of, title_of
 from nas.web.charts import Slab, network_chart
 from nas.web.downloads import Download
 from nas.web.markup import Markup, element, joined, table
-from nas.web.pages import download_list, facts, hint, page, study_url
+from nas.web.pages import download_list, facts, hint, page
 from searchspace.references.comparison import Counts
 
 
@@ -19,16 +19,17 @@ def trial_page(
     found: Anatomy | str,
     member: Mapping[str, Any] | None,
     downloads: Sequence[Download],
+    back: str,
     with_optuna: bool,
 ) -> str:
     """One candidate: what it is, what it costs, what came of it; `found` is why it cannot be drawn where it cannot."""
     parts: list[object] = [
-        element("p", element("a", f"Back to {name}", href=study_url(name), id="back"), class_="crumbs"),
+        element("p", element("a", f"Back to {name}", href=back, id="back"), class_="crumbs"),
         element("h1", f"Trial {trial.number}"),
         _trial_facts(trial, found, member),
     ]
     if not downloads:
-        parts.append(hint("It was not trained, so there are no files of it."))
+        parts.append(hint("It was not trained, or not here, so there are no files of it."))
     if isinstance(found, str):
         parts.append(element("p", f"It cannot be drawn: {found}", class_="bad"))
     else:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from evaluators.datasets import Splits
 from evaluators.dispersion import network_dispersion
 from evaluators.evaluator import Outcome, checked, failure_from
-from evaluators.training import Recipe, TrainingDiverged, train_steps
-from searchspace.network import Network, build_network
+from evaluators.labels import check_labels
+from evaluators.recipe import Recipe
+from evaluators.training import TrainingDiverged, train_steps
+from searchspace.network import Network, build_network, deploy_graph
 from searchspace.spec import ArchSpec
 
 
@@ -64,6 +66,7 @@ def look_early(spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: in
     started = time.perf_counter()
     try:
         network = build_network(spec, seed)
+        check_labels(splits.train_y, deploy_graph(spec).output_shape[0])
         start = network_dispersion(network)
         early = train_early(network, splits, settings, seed)
         end = network_dispersion(early.network)

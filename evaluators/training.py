@@ -1,150 +1,204 @@
-"""Training, in one loop: a few iterations for a first opinion, or some epochs for an accuracy.
+"""Training, in one loop: a few iterations for a first opinion, some epochs for a rung, or to the end.
 
-Data are tensors in memory, so an epoch is a permutation and slices. Everything random follows from a seed that is
-passed in; with one torch thread a run repeats itself to the digit.
+Data are tensors in memory, so an epoch is a permutation and slices. What is random in a step follows from the seed and
+the step's number alone, so that a training that was put down goes on as if it never had been; with one torch thread it
+repeats itself to the digit.
 """
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from evaluators.augmentation import Batch, augmented
+from evaluators.averaging import WeightAverage, with_average
 from evaluators.datasets import Splits
+from evaluators.recipe import Recipe, learning_rate_factor, optimizer_for, warmup_steps
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss stopped being a number."""
+    """The loss or its gradient stopped being a number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a network is trained: AdamW, linear warm-up into a cosine, label smoothing, shifted images.
+class OtherTraining(ValueError):
+    """A state that belongs to another training, or is none."""
 
-    `shift` moves each training image by up to that share of its side, the gap filled with the mean colour; weight decay
-    spares biases and norms, and gradients are cut at norm 1.
+
+class Training(Generic[NetworkT]):
+    """A network on its way through a recipe, which can be put down after any step and taken up again.
+
+    `steps` is the length of the whole way, which the learning rate follows; one may stop before its end. The network
+    changes as it advances.
     """
 
-    learning_rate: float = 4e-3
-    weight_decay: float = 0.02
-    batch_size: int = 64
-    label_smoothing: float = 0.1
-    warmup_share: float = 0.15
-    shift: float = 0.08
+    def __init__(self, network: NetworkT, splits: Splits, recipe: Recipe, *, steps: int, seed: int) -> None:
+        self.network = network
+        self.steps = steps
+        self.done = 0
+        self._splits = splits
+        self._recipe = recipe
+        self._seed = seed
+        self._device = next(network.parameters()).device
+        self._optimizer = optimizer_for(network, recipe)
+        self._average = WeightAverage(network, recipe.average_share * steps) if recipe.average_share > 0 else None
+        self._order: tuple[int, Tensor] | None = None
+
+    def advance(self, steps: int) -> Iterator[float]:
+        """Trains for `steps` mini-batches, but not beyond the end, giving each one's loss as it is drawn.
+
+        Raises:
+            TrainingDiverged: a loss or a gradient is not finite.
+        """
+        for _ in range(min(steps, self.steps - self.done)):
+            yield self._step()
+
+    def advance_epoch(self) -> float:
+        """Trains for one epoch and says its mean loss.
+
+        Raises:
+            TrainingDiverged: a loss or a gradient is not finite.
+        """
+        losses = list(self.advance(steps_per_epoch(self._splits, self._recipe)))
+        return sum(losses) / max(1, len(losses))
+
+    @property
+    def epochs_done(self) -> int:
+        return self.done // steps_per_epoch(self._splits, self._recipe)
+
+    def result(self) -> NetworkT:
+        """The network to be judged and deployed, in eval mode: with averaged weights where the recipe averages."""
+        if self._average is None:
+            return self.network.eval()
+        return with_average(self.network, self._average, self._splits.train_x, self._recipe.batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on beside the data; tensors are those in use, so save it at once."""
+        average = self._average
+        return {
+            "about": self._about(),
+            "done": self.done,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": None if average is None else {"weights": average.weights, "steps": average.steps},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from where a training with the same recipe, length, seed and images was put down.
+
+        Raises:
+            OtherTraining: the state is of another training or network.
+        """
+        try:
+            if state["about"] != self._about():
+                differing = [name for name, value in self._about().items() if state["about"].get(name) != value]
+                raise OtherTraining(f"the checkpoint is of another training: {', '.join(differing)} differ")
+            self.network.load_state_dict(state["network"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self._average is not None:
+                for own, value in zip(self._average.weights, state["average"]["weights"], strict=True):
+                    own.copy_(value)
+                self._average.steps = state["average"]["steps"]
+            self.done = state["done"]
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise OtherTraining(f"the checkpoint is of another network or damaged: {reason}") from error
+
+    def _about(self) -> dict[str, Any]:
+        x = self._splits.train_x
+        return asdict(self._recipe) | {"steps": self.steps, "seed": self._seed, "images": list(x.shape)}
+
+    def _step(self) -> float:
+        with torch.random.fork_rng(devices=[]):
+            seed = derived_seed(self._seed, "step", self.done)
+            # For networks that draw by themselves: paths and keys that are dropped.
+            torch.manual_seed(seed)
+            batch = self._batch(torch.Generator().manual_seed(seed))
+            warmup = warmup_steps(self._recipe, self.steps)
+            rate = self._recipe.learning_rate * learning_rate_factor(self.done, self.steps, warmup)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self.network.train()
+            with mixed_precision(self._device):
+                loss = batch.loss(self.network(batch.images), self._recipe.label_smoothing)
+            value = loss.item()
+            self._check_finite("loss", value)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+        length = nn.utils.clip_grad_norm_(self.network.parameters(), self._recipe.clip_norm)
+        self._check_finite("gradient's length", float(length))
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(self.network)
+        self.done += 1
+        return value
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f"the {name} became {value} at step {self.done + 1} of {self.steps}; lower the learning rate"
+            )
+
+    def _batch(self, generator: torch.Generator) -> Batch:
+        epoch, place = divmod(self.done, steps_per_epoch(self._splits, self._recipe))
+        if self._order is None or self._order[0] != epoch:
+            shuffler = torch.Generator().manual_seed(derived_seed(self._seed, "epoch", epoch))
+            self._order = epoch, torch.randperm(len(self._splits.train_x), generator=shuffler)
+        size = self._recipe.batch_size
+        chosen = self._order[1][place * size : (place + 1) * size]
+        batch = augmented(self._splits.train_x[chosen], self._splits.train_y[chosen], self._recipe, generator)
+        return batch.on(self._device)
 
 
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """Share of images whose most likely class is right, mean cross-entropy, and over how many images."""
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed of its own for each purpose and number."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:6])
 
-    value: float
-    loss: float
-    images: int
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Sixteen bits where the device computes them natively, which no CPU here does; else nothing."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()
 
 
 def train_steps(network: nn.Module, splits: Splits, recipe: Recipe, steps: int, seed: int) -> Iterator[float]:
     """Trains for `steps` mini-batches, giving each one's loss; the network changes as the iterator is drawn.
 
     Raises:
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss or a gradient is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for parameter in network.parameters():
-        (decayed if parameter.dim() > 1 else spared).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": spared, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-    )
-    warmup = max(1, round(recipe.warmup_share * steps))
-    for step, (x, y) in enumerate(_batches(splits, recipe, steps, generator)):
-        rate = recipe.learning_rate * learning_rate_factor(step, steps, warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        network.train()
-        loss = nn.functional.cross_entropy(network(x), y, label_smoothing=recipe.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"the loss became {value} at step {step + 1} of {steps}; lower the learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        yield value
-
-
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Rises in a line over the warm-up, then falls as half a cosine to almost nothing at the last step."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / (steps + 1 - warmup)))
+    return Training(network, splits, recipe, steps=steps, seed=seed).advance(steps)
 
 
 def train(
-    network: nn.Module,
+    network: NetworkT,
     splits: Splits,
     recipe: Recipe,
     *,
     epochs: int,
     seed: int,
     on_epoch: Callable[[int, float], None] | None = None,
-) -> None:
-    """Trains for whole epochs; `on_epoch` hears the number of epochs done and the mean loss of the last one.
+) -> NetworkT:
+    """The network after whole epochs, in eval mode; `on_epoch` hears how many are done and the last one's mean loss.
 
     Raises:
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss or a gradient is not finite.
     """
-    per_epoch = steps_per_epoch(splits, recipe)
-    losses: list[float] = []
-    for loss in train_steps(network, splits, recipe, epochs * per_epoch, seed):
-        losses.append(loss)
-        if len(losses) % per_epoch == 0 and on_epoch is not None:
-            on_epoch(len(losses) // per_epoch, sum(losses[-per_epoch:]) / per_epoch)
+    training = Training(network, splits, recipe, steps=epochs * steps_per_epoch(splits, recipe), seed=seed)
+    for epoch in range(1, epochs + 1):
+        loss = training.advance_epoch()
+        if on_epoch is not None:
+            on_epoch(epoch, loss)
+    return training.result()
 
 
 def steps_per_epoch(splits: Splits, recipe: Recipe) -> int:
     """Mini-batches in an epoch; a last one that is not full is left out, since batch norm suffers from tiny ones."""
     return max(1, len(splits.train_x) // recipe.batch_size)
-
-
-def _batches(splits: Splits, recipe: Recipe, steps: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    per_epoch = steps_per_epoch(splits, recipe)
-    reach = round(recipe.shift * splits.train_x.shape[-1])
-    for step in range(steps):
-        position = step % per_epoch
-        if position == 0:
-            order = torch.randperm(len(splits.train_x), generator=generator)
-        chosen = order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
-        yield shifted(splits.train_x[chosen], reach, generator), splits.train_y[chosen]
-
-
-def shifted(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Each image (n, c, h, w) moved by its own random offset of up to `reach` pixels along both axes."""
-    if reach == 0:
-        return images
-    count, channels, height, width = images.shape
-    padded = nn.functional.pad(images, (reach, reach, reach, reach))
-    top, left = torch.randint(0, 2 * reach + 1, (2, count), generator=generator)
-    rows = top[:, None] + torch.arange(height)
-    columns = left[:, None] + torch.arange(width)
-    cells = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
-    # Gathered into a fresh tensor on purpose: indexing would leave grey images with the strides of channels-last, at
-    # which oneDNN's backward of a strided 1x1 convolution writes past its memory (torch 2.13, CPU).
-    return padded.flatten(2).gather(2, cells.reshape(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 32) -> Accuracy:
-    """How well the network in eval mode labels images; its mode is put back afterwards."""
-    was_training = network.training
-    network.eval()
-    right, loss = 0, 0.0
-    for start in range(0, len(x), batch_size):
-        logits = network(x[start : start + batch_size])
-        labels = y[start : start + batch_size]
-        right += int((logits.argmax(1) == labels).sum())
-        loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-    network.train(was_training)
-    return Accuracy(right / len(x), loss / len(x), len(x))

@@ -17,10 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from evaluators.accuracy import Accuracy, accuracy
 from evaluators.datasets import Dataset, Splits
 from evaluators.early import EarlySettings, look_early
-from evaluators.evaluator import Failure
-from evaluators.training import Accuracy, Recipe, TrainingDiverged, accuracy, train
+from evaluators.evaluator import Failure, failure_from
+from evaluators.labels import check_labels
+from evaluators.recipe import recipe_for
+from evaluators.training import train
 from hardware.onnx_model import to_onnx
 from hardware.parity import Parity, difference
 from hardware.runners import onnxruntime as runner
@@ -53,12 +56,12 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
     data = dataset(plan.data)
     splits = data.at(plan.spec.input_shape[1])
     spec, tried = choose_layouts(plan, splits)
-    network = build_network(spec, plan.seed)
     try:
-        train(network, splits, Recipe(), epochs=plan.epochs, seed=plan.seed)
-    except TrainingDiverged as error:
-        return Failure(str(error))
-    network.eval()
+        network = build_network(spec, plan.seed)
+        check_labels(splits.train_y, data.num_classes)
+        network = train(network, splits, recipe_for(plan.data.name), epochs=plan.epochs, seed=plan.seed)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        return failure_from(error)
     reached = accuracy(network, splits.val_x, splits.val_y)
     held_out = data.test(plan.spec.input_shape[1])
     tested = accuracy(network, held_out.x, held_out.y)
@@ -76,6 +79,7 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
         "deploy_id": deploy_id(spec),
         "accuracy": reached.value,
         "loss": reached.loss,
+        "calibration_error": reached.calibration_error,
         "images": reached.images,
         "test_accuracy": tested.value,
         "test_images": tested.images,

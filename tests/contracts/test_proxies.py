@@ -11,7 +11,7 @@ from evaluators.datasets import Splits
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
 from evaluators.proxies import PROXIES, ProxySettings, Subject, proxy_score, proxy_scores
-from evaluators.training import Recipe
+from evaluators.recipe import Recipe
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rep import Rep
 from searchspace.network import build_network

@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evaluators import early
 from evaluators.datasets import Splits, open_dataset
 from evaluators.dispersion import network_dispersion
 from evaluators.early import EarlySettings, look_early
 from evaluators.evaluator import Failure
-from evaluators.training import Recipe, train_steps
+from evaluators.recipe import Recipe
+from evaluators.training import train_steps
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.conv import PlainConv
 from searchspace.blocks.rdp import Rdp
@@ -80,6 +82,39 @@ def test_images_that_are_not_numbers_are_a_failure(digits):
     broken = Splits(digits.train_x * float("nan"), digits.train_y, digits.val_x, digits.val_y)
     found = look_early(SPEC, broken, SHORT, seed=0)
     assert found == Failure("TrainingDiverged: the loss became nan at step 1 of 9; lower the learning rate")
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        (lambda labels: labels.clamp(min=1), "WrongLabels: class 0 has no training image"),
+        (lambda labels: labels + 1, "WrongLabels: label 10 is out of range"),
+    ],
+)
+def test_labels_that_are_not_the_networks_are_a_failure(digits, labels, reason):
+    broken = Splits(digits.train_x, labels(digits.train_y), digits.val_x, digits.val_y)
+    found = look_early(SPEC, broken, SHORT, seed=0)
+    assert isinstance(found, Failure)
+    assert found.reason.startswith(reason)
+
+
+def test_a_batch_of_one_is_a_failure_where_a_norm_sees_one_pixel(digits):
+    # Input 4, halved by the stem and twice more: the last norm has one value per channel to take a variance of.
+    spec = ArchSpec((1, 4, 4), Rep(8, 2), ((Rdp(12, 2), Rdp(12, 2)),), Classifier(1))
+    one = Splits(digits.train_x[:1, :, :4, :4], torch.tensor([0]), digits.val_x, digits.val_y)
+    found = look_early(spec, one, SHORT, seed=0)
+    assert isinstance(found, Failure)
+    assert found.reason.startswith("ValueError: Expected more than 1 value per channel when training")
+
+
+def test_no_memory_is_a_failure(digits, monkeypatch):
+    def no_memory(*_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(early, "network_dispersion", no_memory)
+    found = look_early(SPEC, digits, SHORT, seed=0)
+    assert isinstance(found, Failure)
+    assert "can't allocate memory" in found.reason
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The training loop, step by step and as a whole."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -8,18 +9,22 @@ import pytest
 import torch
 from torch import nn
 
+from evaluators.accuracy import accuracy
+from evaluators.augmentation import shifted
+from evaluators.checkpoints import load_checkpoint, save_checkpoint
 from evaluators.datasets import Splits, open_dataset
+from evaluators.recipe import Recipe, learning_rate_factor
 from evaluators.training import (
-    Recipe,
+    OtherTraining,
+    Training,
     TrainingDiverged,
-    accuracy,
-    learning_rate_factor,
-    shifted,
+    mixed_precision,
     steps_per_epoch,
     train,
     train_steps,
 )
 from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.gfae import Gfae
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.network import build_network
@@ -114,12 +119,12 @@ def test_a_huge_gradient_is_cut_to_length_one():
 
 def test_an_epoch_shows_each_image_once_and_leaves_out_what_fills_no_batch():
     network = Recorder()
-    list(train_steps(network, numbered(11), PLAIN, 6, seed=0))
+    list(train_steps(network, numbered(11), PLAIN, 12, seed=0))
     assert steps_per_epoch(numbered(11), PLAIN) == 2
     assert all(len(batch) == 4 for batch in network.seen)
-    epochs = [network.seen[place] + network.seen[place + 1] for place in (0, 2, 4)]
+    epochs = [network.seen[place] + network.seen[place + 1] for place in range(0, 12, 2)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3, "each in an order of its own"
+    assert len({tuple(epoch) for epoch in epochs}) == 6, "each in an order of its own"
     assert set().union(*epochs) == set(range(11)), "nobody is left out for ever"
 
 
@@ -282,3 +287,133 @@ def test_a_loss_that_is_no_number_ends_training_at_its_step(value):
     assert next(losses)
     with pytest.raises(TrainingDiverged, match="the loss became nan at step 3 of 5; lower the learning rate"):
         next(losses)
+
+
+# Put down and taken up
+
+
+@pytest.fixture(scope="module")
+def few():
+    return open_dataset("digits", seed=0, limit=200).at(16)
+
+
+EVERYTHING = Recipe(batch_size=50, average_share=0.2, flip=True, mixup=0.4, cutmix=1.0)
+# A network whose layers draw random numbers of their own.
+DRAWING = ArchSpec((1, 16, 16), Rep(8, 2), ((Gfae(drop_key=0.3, drop_path=0.2),),), Classifier(10))
+
+
+def training_of(splits, spec=DRAWING, recipe=EVERYTHING, epochs=6, seed=0):
+    steps = epochs * steps_per_epoch(splits, recipe)
+    return Training(build_network(spec, seed), splits, recipe, steps=steps, seed=seed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_three_epochs_and_three_more_from_a_file_are_six(few, tmp_path, optimizer):
+    recipe = replace(EVERYTHING, optimizer=optimizer)
+    whole = training_of(few, recipe=recipe)
+    losses = [whole.advance_epoch() for _ in range(6)]
+
+    first = training_of(few, recipe=recipe)
+    before = [first.advance_epoch() for _ in range(3)]
+    save_checkpoint(first, tmp_path / "a" / "checkpoint.pt")
+    torch.manual_seed(7)
+    second = training_of(few, recipe=recipe)
+    load_checkpoint(second, tmp_path / "a" / "checkpoint.pt")
+    assert second.epochs_done == 3
+    assert before + [second.advance_epoch() for _ in range(3)] == losses
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["checkpoint.pt"]
+    for one, other in ((whole.network, second.network), (whole.result(), second.result())):
+        state = other.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in one.state_dict().items())
+
+
+def test_a_training_put_down_within_an_epoch_goes_on_within_it(few, tmp_path):
+    whole = list(training_of(few).advance(11))
+    first = training_of(few)
+    before = list(first.advance(7))
+    save_checkpoint(first, tmp_path / "checkpoint.pt")
+    second = training_of(few)
+    load_checkpoint(second, tmp_path / "checkpoint.pt")
+    assert before + list(second.advance(4)) == whole
+
+
+def test_nothing_is_trained_beyond_the_end(few):
+    training = training_of(few, epochs=1)
+    assert len(list(training.advance(10**6))) == steps_per_epoch(few, EVERYTHING) == training.done
+    assert list(training.advance(1)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"recipe": replace(EVERYTHING, learning_rate=1e-3)}, "learning_rate differ"),
+        ({"epochs": 7}, "steps differ"),
+        ({"seed": 1}, "seed differ"),
+        ({"spec": SMALL}, "of another network"),
+    ],
+)
+def test_the_checkpoint_of_another_training_is_refused(few, tmp_path, change, message):
+    save_checkpoint(training_of(few), tmp_path / "checkpoint.pt")
+    with pytest.raises(OtherTraining, match=f"checkpoint.pt: .*{message}.*remove it to train from the beginning"):
+        load_checkpoint(training_of(few, **change), tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", "cut"])
+def test_a_damaged_checkpoint_is_refused(few, tmp_path, damage):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(training_of(few), path)
+    path.write_bytes(path.read_bytes()[:1000] if damage == "cut" else damage)
+    with pytest.raises(OtherTraining, match="not a checkpoint"):
+        load_checkpoint(training_of(few), path)
+
+
+def test_a_checkpoint_cannot_carry_code(few, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    torch.save({"about": Evil()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(OtherTraining, match="not a checkpoint"):
+        load_checkpoint(training_of(few), tmp_path / "checkpoint.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_network_that_draws_by_itself_repeats_itself(few):
+    runs = []
+    for torch_seed in (1, 2):
+        torch.manual_seed(torch_seed)
+        expected = torch.rand(3)
+        torch.manual_seed(torch_seed)
+        runs.append(list(training_of(few).advance(3)))
+        assert torch.equal(torch.rand(3), expected), "torch's own generator is left where it was"
+    assert runs[0] == runs[1]
+
+
+def test_averaged_weights_are_what_is_judged(digits):
+    recipe = Recipe(batch_size=50, average_share=0.05)
+    training = training_of(digits, spec=SMALL, recipe=recipe)
+    for _ in range(3):
+        training.advance_epoch()
+    judged = training.result()
+    assert judged is not training.network
+    last, averaged = (accuracy(each, digits.val_x, digits.val_y) for each in (training.network, judged))
+    assert averaged.loss < last.loss, "in the middle of the way the average stands better than the last step"
+
+
+def test_a_gradient_that_is_no_number_ends_training_at_its_step():
+    class Steep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2))
+
+        def forward(self, x):
+            return self.weight.sqrt().expand(len(x), 2)  # 0, with an infinite slope
+
+    x = torch.zeros(4, 1, 2, 2)
+    splits = Splits(x, torch.tensor([0, 1, 0, 0]), x, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(TrainingDiverged, match=r"the gradient's length became (inf|nan) at step 1 of 3"):
+        list(train_steps(Steep(), splits, PLAIN, 3, seed=0))
+
+
+def test_sixteen_bits_are_for_devices_that_have_them():
+    assert isinstance(mixed_precision(torch.device("cpu")), nullcontext)

@@ -11,7 +11,7 @@ import torch
 
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
-from evaluators.training import Recipe
+from evaluators.recipe import Recipe
 from nas import finalists
 from nas.finalists import FinalistPlan, choose_layouts, finalist_job
 from nas.problem import DataKey, dataset
@@ -117,7 +117,7 @@ def test_the_same_plan_makes_the_same_model_to_the_last_bit(plan, tmp_path):
 
 
 def test_a_training_that_diverges_is_a_failure_and_leaves_nothing(plan, monkeypatch):
-    monkeypatch.setattr(finalists, "Recipe", lambda: Recipe(learning_rate=1e30))
+    monkeypatch.setattr(finalists, "recipe_for", lambda name: Recipe(learning_rate=1e30))
     found = finalist_job(plan)
     assert isinstance(found, Failure)
     assert "the loss became nan" in found.reason

@@ -1,6 +1,7 @@
 """How well a network labels images it was not trained on, and whether it knows how sure it may be."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 import torch
@@ -24,7 +25,8 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor, *, batch_size: int = 32) 
     """How well the network in eval mode labels images; its mode is put back afterwards."""
     was_training = network.training
     network.eval()
-    device = next(network.parameters()).device
+    # A deployed network has buffers and no parameters.
+    device = next(chain(network.parameters(), network.buffers())).device
     logits = torch.cat([network(batch.to(device)).cpu() for batch in torch.split(x, batch_size)])
     network.train(was_training)
     loss = float(nn.functional.cross_entropy(logits.double(), y))

@@ -195,6 +195,23 @@ def build_parser() -> _Parser:
     models.add_argument("name", nargs="?", help="one of them in full, block by block")
     _add_common(models)
 
+    layouts = add("layouts", _layouts, "choose PBConv layouts for a network by the dispersion of its kernels")
+    layouts.add_argument("model", help="a spec file, STUDY:TRIAL, a published network or MODULE:NAME of your own")
+    layouts.add_argument("--data", default="digits", help="digits, fashion-mnist[:FOLDER], cifar10:FOLDER or a folder")
+    layouts.add_argument("--data-limit", type=int, metavar="N", help="use at most so many training images")
+    layouts.add_argument("--resolution", type=int, metavar="N", help="pixels of a module's images; default: the data's")
+    layouts.add_argument("--candidates", type=int, default=10, metavar="N", help="how many to try; the paper has 10")
+    layouts.add_argument("--iterations", type=int, default=20, metavar="N", help="how long each trains")
+    layouts.add_argument("--scope", default="network", help="what shares a layout: network, stage or layer")
+    layouts.add_argument("--score", default="dispersion", help="what wins: dispersion, or its gain over the start")
+    layouts.add_argument(
+        "--epochs", type=int, default=100, metavar="N", help="training whose share the cost is told as"
+    )
+    layouts.add_argument("--seed", type=int, default=0, help="where all randomness comes from")
+    layouts.add_argument("--threads", type=int, default=1, metavar="N", help="threads to train with")
+    layouts.add_argument("--write", type=Path, metavar="FILE", help="the spec with its layouts, or JSON for a module")
+    _add_common(layouts)
+
     calibrate = add("calibrate", _calibrate, "derive a target's table from the published figures again, with its error")
     calibrate.add_argument("target")
     calibrate.add_argument("--write", action="store_true", help="replace the shipped table")
@@ -217,6 +234,8 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("iterations", int, "training iterations before a candidate is scored"),
     ("finalists", int, "candidates to train"),
     ("layouts", int, "PBConv layouts to try for each finalist"),
+    ("layout-scope", str, "what shares a layout: the network, a stage or a layer"),
+    ("layout-score", str, "what wins: the largest dispersion, or its largest gain over the start"),
     ("epochs", int, "epochs to train each finalist"),
     ("workers", int, "processes or Ray tasks at a time"),
     ("backend", str, "local or ray"),
@@ -359,6 +378,26 @@ def _models(options: argparse.Namespace) -> int:
     from nas.models import models
 
     return models(options.name, _view(options))
+
+
+def _layouts(options: argparse.Namespace) -> int:
+    from nas.layouts_command import LayoutWords, layouts
+
+    words = LayoutWords(
+        model=options.model,
+        data=options.data,
+        data_limit=options.data_limit,
+        resolution=options.resolution,
+        candidates=options.candidates,
+        iterations=options.iterations,
+        scope=options.scope,
+        score=options.score,
+        epochs=options.epochs,
+        seed=options.seed,
+        threads=options.threads,
+        write=options.write,
+    )
+    return layouts(words, _view(options))
 
 
 def _calibrate(options: argparse.Namespace) -> int:

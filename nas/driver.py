@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
+from evaluators.layout_search import LayoutSettings
 from hardware.profiled_table import ProfiledModel, write_table
 from hardware.strict_yaml import ConfigError
 from hardware.transports import Local, TransportError
@@ -281,7 +282,9 @@ def _is_whole(folder: Path, candidate: Evaluated, trained: Mapping[str, Any]) ->
 
 def fidelity(settings: StudySettings) -> str:
     """How much is spent on a finalist: results of other epochs or layouts are other results."""
-    return f"trained-{settings.epochs}-epochs-{settings.layouts}-layouts"
+    published = (settings.layout_scope, settings.layout_score) == ("network", "dispersion")
+    how = "" if published else f"-per-{settings.layout_scope}-by-{settings.layout_score}"
+    return f"trained-{settings.epochs}-epochs-{settings.layouts}-layouts{how}"
 
 
 def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
@@ -291,8 +294,12 @@ def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
         spec=candidate.spec,
         data=problem.data,
         epochs=settings.epochs,
-        layouts=settings.layouts,
-        early=EarlySettings(iterations=settings.iterations),
+        layouts=LayoutSettings(
+            candidates=settings.layouts,
+            scope=settings.layout_scope,
+            score=settings.layout_score,
+            early=EarlySettings(iterations=settings.iterations),
+        ),
         seed=settings.seed,
         folder=folder.resolve() / "models" / str(candidate.number),
     )

@@ -19,9 +19,9 @@ from torch import nn
 
 from evaluators.accuracy import Accuracy, accuracy
 from evaluators.datasets import Dataset, Splits
-from evaluators.early import EarlySettings, look_early
 from evaluators.evaluator import Failure, failure_from
 from evaluators.labels import check_labels
+from evaluators.layout_search import LayoutSettings, SpecHost, search_layouts
 from evaluators.recipe import recipe_for
 from evaluators.training import train
 from hardware.onnx_model import to_onnx
@@ -29,7 +29,7 @@ from hardware.parity import Parity, difference
 from hardware.runners import onnxruntime as runner
 from nas.problem import DataKey, dataset
 from searchspace.deploy_module import DeployModule
-from searchspace.layouts import with_random_layouts
+from searchspace.layouts import with_layouts
 from searchspace.network import Network, build_network, deploy
 from searchspace.spec import ArchSpec, deploy_form, deploy_id, spec_id, write_spec
 
@@ -45,8 +45,7 @@ class FinalistPlan:
     spec: ArchSpec
     data: DataKey
     epochs: int
-    layouts: int
-    early: EarlySettings
+    layouts: LayoutSettings
     seed: int
     folder: Path
 
@@ -55,10 +54,10 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
     """Trains, folds, exports and checks one candidate; what came of it, as it goes into the results, or why nothing."""
     data = dataset(plan.data)
     splits = data.at(plan.spec.input_shape[1])
-    spec, tried = choose_layouts(plan, splits)
     try:
-        network = build_network(spec, plan.seed)
         check_labels(splits.train_y, data.num_classes)
+        spec, tried = choose_layouts(plan, splits)
+        network = build_network(spec, plan.seed)
         network = train(network, splits, recipe_for(plan.data.name), epochs=plan.epochs, seed=plan.seed)
     except (ValueError, RuntimeError, MemoryError) as error:
         return failure_from(error)
@@ -98,24 +97,27 @@ def accuracy_text(reached: Accuracy, epochs: int) -> str:
 def choose_layouts(plan: FinalistPlan, splits: Splits) -> tuple[ArchSpec, list[dict[str, Any]]]:
     """The candidate with the PBConv layouts whose kernels disperse most in a few iterations, and all that were tried.
 
-    Source: PBConv (seed 001), section 4.3. A layout that fails to train is passed over; without any, or with `layouts`
-    0, the network trains without PBConv branches.
+    Source: PBConv (seed 001), section 4.3. Layouts that fail to train are passed over; without any, or with no
+    candidates, the network trains without PBConv branches. `dispersion` is the mean over what has its own layout.
     """
-    if plan.spec != deploy_form(plan.spec):
-        return plan.spec, []  # the space has chosen them
+    if plan.spec != deploy_form(plan.spec) or not plan.layouts.candidates:
+        return plan.spec, []  # the space has chosen them, or nobody is to
+    host = SpecHost(plan.spec, plan.seed)
+    if not host.places:
+        return plan.spec, []
     rng = random.Random(f"{plan.seed}/{deploy_id(plan.spec)}")
-    best, best_dispersion = plan.spec, float("-inf")
+    choice = search_layouts(host, splits, plan.layouts, rng=rng, seed=plan.seed)
+    scope = plan.layouts.scope
     tried: list[dict[str, Any]] = []
-    for _ in range(plan.layouts):
-        spec = with_random_layouts(plan.spec, rng)
-        found = look_early(spec, splits, plan.early, plan.seed)
-        if isinstance(found, Failure):
-            tried.append({"spec_id": spec_id(spec), "failure": found.reason})
-            continue
-        tried.append({"spec_id": spec_id(spec), "dispersion": found["dispersion"]})
-        if found["dispersion"] > best_dispersion:
-            best, best_dispersion = spec, found["dispersion"]
-    return best, tried
+    for each in choice.tried:
+        found: dict[str, Any] = {"spec_id": spec_id(with_layouts(plan.spec, each.layouts, scope))}
+        if each.failure is not None:
+            found["failure"] = each.failure.reason
+        else:
+            found["dispersion"] = sum(each.end.values()) / len(each.end)
+            found["dispersion_start"] = sum(each.start.values()) / len(each.start)
+        tried.append(found)
+    return with_layouts(plan.spec, choice.layouts, scope), tried
 
 
 def export(network: Network, data: Dataset, splits: Splits, folder: Path, accuracy_line: str) -> dict[str, Parity]:

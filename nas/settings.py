@@ -40,9 +40,10 @@ class StudySettings(BaseModel):
 
     `trials` counts evaluated candidates, not proposals that the budget rejects. `start` is what is proposed before the
     sampler proposes: the fastest member of the space, and with `published` also the published networks that keep the
-    budget. `layouts` is how many PBConv layouts a finalist tries before it trains (seed 001 uses 10). `data_limit` is
-    the largest number of training images. `genes` narrows the space: a gene, or several by a pattern such as
-    `stage*.kernel`, held to one value or to a list.
+    budget. `layouts` is how many PBConv layouts a finalist tries before it trains (seed 001 uses 10),
+    `layout_scope` what shares one, and `layout_score` whether the largest dispersion wins or its largest increase.
+    `data_limit` is the largest number of training images. `genes` narrows the space: a gene, or several by a pattern
+    such as `stage*.kernel`, held to one value or to a list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,8 @@ class StudySettings(BaseModel):
     iterations: Positive = 20
     finalists: Positive = 4
     layouts: Annotated[int, Field(ge=0)] = 0
+    layout_scope: Literal["network", "stage", "layer"] = "network"
+    layout_score: Literal["dispersion", "gain"] = "dispersion"
     epochs: Positive = 12
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1

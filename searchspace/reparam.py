@@ -182,6 +182,11 @@ def _by_size(layouts: Mapping[int, Layout]) -> Callable[[str, nn.Conv2d], Layout
     return lambda path, conv: layouts.get(_kernel(conv) or 0)
 
 
+def is_carrier(site: ConvSite) -> bool:
+    """Whether a convolution can carry a layout."""
+    return _kernel(site.conv) is not None and site.uses == 1 and site.conv.padding_mode == "zeros"
+
+
 def _kernel(conv: nn.Conv2d) -> int | None:
     """The size of a square kernel that has parts; None for others."""
     height, width = conv.kernel_size

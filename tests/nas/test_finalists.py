@@ -11,11 +11,13 @@ import torch
 
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
+from evaluators.layout_search import LayoutSettings
 from evaluators.recipe import Recipe
 from nas import finalists
 from nas.finalists import FinalistPlan, choose_layouts, finalist_job
 from nas.problem import DataKey, dataset
 from searchspace.blocks.classifier import Classifier
+from searchspace.blocks.conv import PlainConv
 from searchspace.blocks.inverted import InvertedResidual
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
@@ -30,7 +32,8 @@ SPEC = ArchSpec(
 @pytest.fixture
 def plan(tmp_path):
     data = DataKey("digits", 0, 200)
-    return FinalistPlan(3, SPEC, data, 1, 2, EarlySettings(iterations=3), 0, tmp_path / "models" / "3")
+    layouts = LayoutSettings(candidates=2, early=EarlySettings(iterations=3))
+    return FinalistPlan(3, SPEC, data, 1, layouts, 0, tmp_path / "models" / "3")
 
 
 @pytest.fixture
@@ -41,34 +44,39 @@ def splits(plan):
 # Layouts
 
 
-def test_the_layout_whose_kernels_disperse_most_is_taken(plan, splits, monkeypatch):
-    seen = []
-
-    def look(spec, splits, settings, seed):
-        seen.append(spec)
-        return {"dispersion": [0.2, 0.5, 0.3, 0.4][len(seen) - 1]}
-
-    monkeypatch.setattr(finalists, "look_early", look)
-    best, tried = choose_layouts(replace(plan, layouts=4), splits)
-    assert best == seen[1]
-    assert [each["dispersion"] for each in tried] == [0.2, 0.5, 0.3, 0.4]
-    assert [each["spec_id"] for each in tried] == [spec_id(spec) for spec in seen]
-    assert len(set(seen)) == 4
-    assert {deploy_form(spec) for spec in seen} == {SPEC}
+def trying(plan, **changes):
+    return replace(plan, layouts=replace(plan.layouts, **changes))
 
 
-def test_a_layout_that_fails_is_passed_over_and_told(plan, splits, monkeypatch):
-    answers = iter([Failure("broken"), {"dispersion": 0.1}, Failure("broken too")])
-    monkeypatch.setattr(finalists, "look_early", lambda *_: next(answers))
-    best, tried = choose_layouts(replace(plan, layouts=3), splits)
-    assert spec_id(best) == tried[1]["spec_id"]
-    assert [each.get("failure") for each in tried] == ["broken", None, "broken too"]
+def test_the_layout_whose_kernels_disperse_most_is_taken(plan, splits):
+    best, tried = choose_layouts(trying(plan, candidates=4), splits)
+    most = max(tried, key=lambda each: each["dispersion"])
+    assert spec_id(best) == most["spec_id"]
+    assert len({each["spec_id"] for each in tried}) == 4
+    assert best != SPEC
+    assert deploy_form(best) == SPEC
 
 
-def test_without_a_layout_that_works_there_are_no_branches(plan, splits, monkeypatch):
-    monkeypatch.setattr(finalists, "look_early", lambda *_: Failure("broken"))
-    assert choose_layouts(plan, splits)[0] == SPEC
-    assert choose_layouts(replace(plan, layouts=0), splits) == (SPEC, [])
+def test_each_stage_may_have_its_own(plan, splits):
+    best, tried = choose_layouts(trying(plan, candidates=3, scope="stage"), splits)
+    assert len(tried) == 3
+    assert deploy_form(best) == SPEC
+    stem, rdp = best.stem.layout, best.stages[0][0].layout
+    assert stem is not None
+    assert rdp not in (None, stem)
+
+
+def test_without_a_layout_that_works_there_are_no_branches(plan, splits):
+    broken = EarlySettings(iterations=2, recipe=Recipe(learning_rate=1e30))
+    best, tried = choose_layouts(trying(plan, early=broken), splits)
+    assert best == SPEC
+    assert all("became" in each["failure"] or "not finite" in each["failure"] for each in tried)
+    assert choose_layouts(trying(plan, candidates=0), splits) == (SPEC, [])
+
+
+def test_a_network_without_such_a_kernel_is_left_alone(plan, splits):
+    pointwise = ArchSpec((1, 16, 16), PlainConv(8, kernel=1), (), Classifier(10))
+    assert choose_layouts(replace(plan, spec=pointwise), splits) == (pointwise, [])
 
 
 def test_what_a_space_has_chosen_is_left_alone(plan, splits):
@@ -77,8 +85,7 @@ def test_what_a_space_has_chosen_is_left_alone(plan, splits):
     assert choose_layouts(replace(plan, spec=chosen), splits) == (chosen, [])
 
 
-def test_layouts_follow_from_the_seed_and_the_network(plan, splits, monkeypatch):
-    monkeypatch.setattr(finalists, "look_early", lambda *_: {"dispersion": 1.0})
+def test_layouts_follow_from_the_seed_and_the_network(plan, splits):
     tried = [choose_layouts(own, splits)[1] for own in (plan, plan, replace(plan, seed=1))]
     assert tried[0] == tried[1] != tried[2]
 

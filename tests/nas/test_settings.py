@@ -35,6 +35,8 @@ EVERYTHING = {
     "iterations": 3,
     "finalists": 2,
     "layouts": 5,
+    "layout_scope": "stage",
+    "layout_score": "gain",
     "epochs": 5,
     "seed": 2**31 - 1,
     "threads": 4,

@@ -112,6 +112,7 @@ def build_parser() -> _Parser:
     resume.add_argument("study", help="name or folder of the study")
     resume.add_argument("--trials", type=int, metavar="N", help="so many more than it has")
     resume.add_argument("--time", help="stop searching after so long, such as 10m")
+    resume.add_argument("--training-time", help="train no more candidates than fit into so long, such as 10m")
     resume.add_argument("--evaluation-time", help="give up a candidate whose first look takes longer, such as 10m")
     resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
     resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
@@ -232,11 +233,13 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("time", str, "stop searching after so long, such as 10m"),
     ("evaluation-time", str, "give up a candidate whose first look takes longer, such as 10m"),
     ("iterations", int, "training iterations before a candidate is scored"),
-    ("finalists", int, "candidates to train"),
+    ("contenders", int, "candidates to train a little, the best of which become finalists; default: twice as many"),
+    ("finalists", int, "candidates to train to the end"),
     ("layouts", int, "PBConv layouts to try for each finalist"),
     ("layout-scope", str, "what shares a layout: the network, a stage or a layer"),
     ("layout-score", str, "what wins: the largest dispersion, or its largest gain over the start"),
     ("epochs", int, "epochs to train each finalist"),
+    ("training-time", str, "train no more candidates than fit into so long, such as 10m"),
     ("workers", int, "processes or Ray tasks at a time"),
     ("backend", str, "local or ray"),
     ("ray-address", str, "a Ray cluster that runs already"),
@@ -248,7 +251,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 )
 
 
-_CHANGED_BY_RESUME = ("time", "evaluation_time", "workers", "backend", "ray_address")
+_CHANGED_BY_RESUME = ("time", "training_time", "evaluation_time", "workers", "backend", "ray_address")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

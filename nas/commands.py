@@ -175,7 +175,7 @@ def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], *, ac
 
     folder = study_folder(name, view)
     record = read_study_file(folder)
-    values = record.settings().model_dump() | {"time": None} | dict(changed)
+    values = record.settings().model_dump() | {"time": None, "training_time": None} | dict(changed)
     if more_trials is not None:
         if more_trials < 1:
             raise ConfigError(f"trials: at least 1 more, got {more_trials}")

@@ -2,33 +2,29 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluators.early import EarlySettings
-from evaluators.evaluator import Failure
-from evaluators.layout_search import LayoutSettings
 from hardware.profiled_table import ProfiledModel, write_table
 from hardware.strict_yaml import ConfigError
 from hardware.transports import Local, TransportError
 from nas.certificates import Measured, measure_members
-from nas.executors.executor import Executor, Job
+from nas.executors.executor import Executor
 from nas.executors.processes import ProcessExecutor
-from nas.finalists import FinalistPlan, file_hashes, finalist_job
+from nas.ladder import Ladder, Members
 from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, resolve
 from nas.report import write_report
-from nas.results import Key
-from nas.run_record import write_run_record
+from nas.run_record import Took, write_run_record
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
 from nas.shortlist import Finalist, shortlist
 from nas.starts import write_earlier
 from nas.storage import check_free, driver_lock, open_study
-from nas.study import Evaluated, Progress, Search, SearchOutcome, check_budget
+from nas.study import Progress, Search, SearchOutcome, check_budget
 from nas.study_log import study_log
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
@@ -184,19 +180,20 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         observer.note(f"search ended: {outcome.ended}")
         logger.info("search ended: %s", outcome.ended)
         with _timed(seconds, "finalists"):
-            members, failures = _train_finalists(problem, folder, executor, search, outcome, observer)
+            chosen = shortlist(outcome.evaluated, problem.settings.first_places, problem.settings.score)
+            trained = Ladder(problem, folder, executor, search.results).climb(chosen, observer.note, observer.training)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
-            measured = _measured(problem, folder, members, observer)
+            measured = _measured(problem, folder, trained.members, observer)
             finished = [
-                _certified(problem, folder, finalist, trained, measured.get(finalist.candidate.number))
-                for finalist, trained in members
+                _certified(problem, folder, finalist, found, measured.get(finalist.candidate.number))
+                for finalist, found in trained.members
             ]
         document = front_document(record, front_of(finished))
         write_front(folder, document)
-        write_run_record(folder, finished, failures, outcome, seconds)
+        write_run_record(folder, finished, trained.failures, outcome, Took(seconds, trained.rungs))
         write_report(folder)
-        return StudyOutcome(folder, document, outcome, tuple(failures), seconds)
+        return StudyOutcome(folder, document, outcome, tuple(trained.failures), seconds)
 
 
 def _under_new_table(record: StudyFile, problem: Problem, folder: Path) -> StudyFile:
@@ -228,84 +225,7 @@ def _executor(settings: StudySettings) -> Executor:
     return ProcessExecutor(settings.workers)
 
 
-Trained = list[tuple[Finalist, dict[str, Any]]]
-
-
-def _train_finalists(
-    problem: Problem,
-    folder: Path,
-    executor: Executor,
-    search: Search,
-    outcome: SearchOutcome,
-    observer: Observer,
-) -> tuple[Trained, list[str]]:
-    finalists = shortlist(outcome.evaluated, problem.settings.finalists, problem.settings.score)
-    keys = {each.candidate.number: Key(each.candidate.arch_id, fidelity(problem.settings)) for each in finalists}
-    out: dict[int, Evaluated] = {}
-    for candidate in (each.candidate for each in finalists):
-        known = search.results.get(keys[candidate.number])
-        if known is None or (not isinstance(known, Failure) and not _is_whole(folder, candidate, known)):
-            plan = _plan(problem, folder, candidate)
-            out[executor.submit(Job(f"finalist {candidate.number}", finalist_job, (plan,)))] = candidate
-    total = len(finalists)
-    # What failed for a reason that is not the network's is not remembered, so that it is tried again on resume.
-    broken: dict[Key, Failure] = {}
-    observer.training(total - len(out), total)
-    while out:
-        finished = executor.wait()
-        key = keys[out.pop(finished.handle).number]
-        if isinstance(finished.result, Failure) and not finished.result.lasting:
-            broken[key] = finished.result
-        else:
-            search.results.add(key, finished.result)
-        logger.info("finalists: %d of %d trained", total - len(out), total)
-        observer.training(total - len(out), total)
-    members: Trained = []
-    failures = []
-    for each in finalists:
-        candidate = each.candidate
-        key = keys[candidate.number]
-        found = broken.get(key) or search.results.get(key)
-        if isinstance(found, Failure):
-            failures.append(f"finalist {candidate.number}: {found.reason}")
-            logger.warning("finalist %s failed: %s", candidate.number, found.reason)
-        else:
-            assert found is not None
-            members.append((each, dict(found)))
-    return members, failures
-
-
-def _is_whole(folder: Path, candidate: Evaluated, trained: Mapping[str, Any]) -> bool:
-    models = folder / "models" / str(candidate.number)
-    return models.is_dir() and file_hashes(models) == trained["files"]
-
-
-def fidelity(settings: StudySettings) -> str:
-    """How much is spent on a finalist: results of other epochs or layouts are other results."""
-    published = (settings.layout_scope, settings.layout_score) == ("network", "dispersion")
-    how = "" if published else f"-per-{settings.layout_scope}-by-{settings.layout_score}"
-    return f"trained-{settings.epochs}-epochs-{settings.layouts}-layouts{how}"
-
-
-def _plan(problem: Problem, folder: Path, candidate: Evaluated) -> FinalistPlan:
-    settings = problem.settings
-    return FinalistPlan(
-        trial=candidate.number,
-        spec=candidate.spec,
-        data=problem.data,
-        epochs=settings.epochs,
-        layouts=LayoutSettings(
-            candidates=settings.layouts,
-            scope=settings.layout_scope,
-            score=settings.layout_score,
-            early=EarlySettings(iterations=settings.iterations),
-        ),
-        seed=settings.seed,
-        folder=folder.resolve() / "models" / str(candidate.number),
-    )
-
-
-def _measured(problem: Problem, folder: Path, members: Trained, observer: Observer) -> dict[int, Measured]:
+def _measured(problem: Problem, folder: Path, members: Members, observer: Observer) -> dict[int, Measured]:
     """The members measured on the device, or nothing where it is not at hand, which is no reason to lose the study."""
     specs = {
         number: read_spec(folder / "models" / str(number) / "spec.yaml")

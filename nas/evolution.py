@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 
 from nas.ground import Genes, Ground, History, Place, Visited
-from nas.pareto import Point, fronts
+from nas.pareto import ranking
 
 POPULATION = 30
 
@@ -49,21 +49,4 @@ def tournament(population: Sequence[Visited], rng: random.Random) -> Visited:
 def ranked(visited: Sequence[Visited], count: int) -> list[Visited]:
     """The best by rank, and within a rank by crowding: the loneliest first."""
     points = [(each.score, each.place.latency_ms) for each in visited]
-    best: list[Visited] = []
-    for layer in fronts(points, count):
-        lonely = crowding([points[index] for index in layer])
-        order = sorted(range(len(layer)), key=lambda place: (-lonely[place], place))
-        best += [visited[layer[place]] for place in order]
-    return best[:count]
-
-
-def crowding(points: Sequence[Point]) -> list[float]:
-    """Of each point of a front, sorted by latency, how far its neighbours lie apart; the ends are the loneliest."""
-    if len(points) < 3:
-        return [float("inf")] * len(points)
-    spans = [max(points[-1][axis], points[0][axis]) - min(points[-1][axis], points[0][axis]) for axis in (0, 1)]
-    inner = [
-        sum(abs(after[axis] - before[axis]) / spans[axis] for axis in (0, 1) if spans[axis])
-        for before, after in zip(points, points[2:], strict=False)
-    ]
-    return [float("inf"), *inner, float("inf")]
+    return [visited[index] for index in ranking(points, count)]

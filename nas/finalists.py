@@ -1,10 +1,9 @@
-"""What becomes of the best candidates: layouts chosen, trained, folded, exported, and checked against each other."""
+"""What becomes of the best candidates: trained to the end, folded, exported, and all forms held against each other."""
 
 import hashlib
 import json
 import math
 import os
-import random
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,18 +19,14 @@ from torch import nn
 from evaluators.accuracy import Accuracy, accuracy
 from evaluators.datasets import Dataset, Splits
 from evaluators.evaluator import Failure, failure_from
-from evaluators.labels import check_labels
-from evaluators.layout_search import LayoutSettings, SpecHost, search_layouts
-from evaluators.recipe import recipe_for
-from evaluators.training import train
 from hardware.onnx_model import to_onnx
 from hardware.parity import Parity, difference
 from hardware.runners import onnxruntime as runner
-from nas.problem import DataKey, dataset
+from nas.contenders import BROKEN_TRAINING, Climbed, TrainingPlan, climb
+from nas.problem import dataset
 from searchspace.deploy_module import DeployModule
-from searchspace.layouts import with_layouts
-from searchspace.network import Network, build_network, deploy
-from searchspace.spec import ArchSpec, deploy_form, deploy_id, spec_id, write_spec
+from searchspace.network import Network, deploy
+from searchspace.spec import ArchSpec, deploy_id, spec_id, write_spec
 
 # Images of the validation split on which trained, folded and exported forms are compared.
 PARITY_IMAGES = 256
@@ -42,48 +37,50 @@ class FinalistPlan:
     """What a worker needs to make a model of a candidate; `folder` is where its files go."""
 
     trial: int
-    spec: ArchSpec
-    data: DataKey
-    epochs: int
-    layouts: LayoutSettings
-    seed: int
+    training: TrainingPlan
     folder: Path
 
+    @property
+    def spec(self) -> ArchSpec:
+        return self.training.spec
 
-def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
-    """Trains, folds, exports and checks one candidate; what came of it, as it goes into the results, or why nothing."""
-    data = dataset(plan.data)
-    splits = data.at(plan.spec.input_shape[1])
+
+def finalist_job(plan: FinalistPlan, before: Climbed | None = None) -> dict[str, Any] | Failure:
+    """Trains, folds, exports and checks one candidate; what came of it, as it goes into the results, or why nothing.
+
+    `before` is how far its training has come already, None where it begins here.
+    """
+    epochs = plan.training.epochs
     try:
-        check_labels(splits.train_y, data.num_classes)
-        spec, tried = choose_layouts(plan, splits)
-        network = build_network(spec, plan.seed)
-        network = train(network, splits, recipe_for(plan.data.name), epochs=plan.epochs, seed=plan.seed)
-    except (ValueError, RuntimeError, MemoryError) as error:
+        climbed, network = climb(plan.training, before, epochs)
+    except BROKEN_TRAINING as error:
         return failure_from(error)
-    reached = accuracy(network, splits.val_x, splits.val_y)
-    held_out = data.test(plan.spec.input_shape[1])
+    data = dataset(plan.training.data)
+    resolution = climbed.spec.input_shape[1]
+    reached = climbed.reached
+    held_out = data.test(resolution)
     tested = accuracy(network, held_out.x, held_out.y)
     # A folder under its final name is always whole.
     partial = plan.folder.with_name(f"{plan.folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    parity = export(network, data, splits, partial, accuracy_text(reached, plan.epochs))
+    parity = export(network, data, data.at(resolution), partial, accuracy_text(reached, epochs))
     if not all(math.isfinite(each.max_abs) for each in parity.values()):
         shutil.rmtree(partial)
         return Failure("its folded or exported form computes values that are not finite")
     shutil.rmtree(plan.folder, ignore_errors=True)
     partial.replace(plan.folder)
     return {
-        "spec_id": spec_id(spec),
-        "deploy_id": deploy_id(spec),
+        "spec_id": spec_id(climbed.spec),
+        "deploy_id": deploy_id(climbed.spec),
         "accuracy": reached.value,
         "loss": reached.loss,
         "calibration_error": reached.calibration_error,
         "images": reached.images,
         "test_accuracy": tested.value,
         "test_images": tested.images,
+        "seconds": climbed.seconds,
         "files": file_hashes(plan.folder),
-        "layouts_tried": tried,
+        "layouts_tried": climbed.layouts_tried,
         "folded": asdict(parity["folded"]),
         "onnxruntime": asdict(parity["onnxruntime"]),
     }
@@ -92,32 +89,6 @@ def finalist_job(plan: FinalistPlan) -> dict[str, Any] | Failure:
 def accuracy_text(reached: Accuracy, epochs: int) -> str:
     """One line for the model's own metadata."""
     return f"{reached.value:.4f} on {reached.images} validation images after {epochs} epochs"
-
-
-def choose_layouts(plan: FinalistPlan, splits: Splits) -> tuple[ArchSpec, list[dict[str, Any]]]:
-    """The candidate with the PBConv layouts whose kernels disperse most in a few iterations, and all that were tried.
-
-    Source: PBConv (seed 001), section 4.3. Layouts that fail to train are passed over; without any, or with no
-    candidates, the network trains without PBConv branches. `dispersion` is the mean over what has its own layout.
-    """
-    if plan.spec != deploy_form(plan.spec) or not plan.layouts.candidates:
-        return plan.spec, []  # the space has chosen them, or nobody is to
-    host = SpecHost(plan.spec, plan.seed)
-    if not host.places:
-        return plan.spec, []
-    rng = random.Random(f"{plan.seed}/{deploy_id(plan.spec)}")
-    choice = search_layouts(host, splits, plan.layouts, rng=rng, seed=plan.seed)
-    scope = plan.layouts.scope
-    tried: list[dict[str, Any]] = []
-    for each in choice.tried:
-        found: dict[str, Any] = {"spec_id": spec_id(with_layouts(plan.spec, each.layouts, scope))}
-        if each.failure is not None:
-            found["failure"] = each.failure.reason
-        else:
-            found["dispersion"] = sum(each.end.values()) / len(each.end)
-            found["dispersion_start"] = sum(each.start.values()) / len(each.start)
-        tried.append(found)
-    return with_layouts(plan.spec, choice.layouts, scope), tried
 
 
 def export(network: Network, data: Dataset, splits: Splits, folder: Path, accuracy_line: str) -> dict[str, Parity]:

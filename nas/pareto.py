@@ -51,3 +51,28 @@ def spread_choice(points: Sequence[Point], count: int) -> list[int]:
         else:
             chosen += [layer[round(step * (len(layer) - 1) / (room - 1))] for step in range(room)]
     return chosen
+
+
+def ranking(points: Sequence[Point], count: int) -> list[int]:
+    """The best `count` indices by rank, and within a rank by crowding: the loneliest first.
+
+    Source: Deb et al., NSGA-II, 2002.
+    """
+    best: list[int] = []
+    for layer in fronts(points, count):
+        lonely = crowding([points[index] for index in layer])
+        order = sorted(range(len(layer)), key=lambda place: (-lonely[place], place))
+        best += [layer[place] for place in order]
+    return best[:count]
+
+
+def crowding(points: Sequence[Point]) -> list[float]:
+    """Of each point of a front, sorted by latency, how far its neighbours lie apart; the ends are the loneliest."""
+    if len(points) < 3:
+        return [float("inf")] * len(points)
+    spans = [max(points[-1][axis], points[0][axis]) - min(points[-1][axis], points[0][axis]) for axis in (0, 1)]
+    inner = [
+        sum(abs(after[axis] - before[axis]) / spans[axis] for axis in (0, 1) if spans[axis])
+        for before, after in zip(points, points[2:], strict=False)
+    ]
+    return [float("inf"), *inner, float("inf")]

@@ -2,15 +2,25 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from hardware.strict_yaml import ConfigError
 from nas.files import write_atomically
+from nas.rungs import RungReport
 from nas.study import SearchOutcome
 
 RUN_JSON = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of each stage of a run, and what each rung of its ladder took."""
+
+    seconds: Mapping[str, float]
+    rungs: Sequence[RungReport]
 
 
 def write_run_record(
@@ -18,9 +28,9 @@ def write_run_record(
     finalists: Sequence[Mapping[str, Any]],
     failures: Sequence[str],
     search: SearchOutcome,
-    seconds: Mapping[str, float],
+    took: Took,
 ) -> None:
-    """Keeps what a run saw, and that it took so long behind the runs before it; finalists as in front.json."""
+    """Keeps what a run saw, and what it took behind the runs before it; finalists as in front.json."""
     progress = search.progress
     earlier = read_run_record(folder)["runs"] if (folder / RUN_JSON).exists() else []
     record = {
@@ -34,7 +44,14 @@ def write_run_record(
             "ended": search.ended,
         },
         # A run that was interrupted has left no line.
-        "runs": [*earlier, {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": dict(seconds)}],
+        "runs": [
+            *earlier,
+            {
+                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": dict(took.seconds),
+                "rungs": [asdict(rung) for rung in took.rungs],
+            },
+        ],
     }
     write_atomically(folder / RUN_JSON, json.dumps(record, indent=2, allow_nan=False) + "\n")
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 from hardware.strict_yaml import load_yaml
 from nas.files import write_atomically
 from nas.quantities import duration_s, latency_ms
+from nas.rungs import rungs_for
 
 STUDY_FILE = "study.yaml"
 
@@ -40,10 +41,11 @@ class StudySettings(BaseModel):
 
     `trials` counts evaluated candidates, not proposals that the budget rejects. `start` is what is proposed before the
     sampler proposes: the fastest member of the space, and with `published` also the published networks that keep the
-    budget. `layouts` is how many PBConv layouts a finalist tries before it trains (seed 001 uses 10),
-    `layout_scope` what shares one, and `layout_score` whether the largest dispersion wins or its largest increase.
-    `data_limit` is the largest number of training images. `genes` narrows the space: a gene, or several by a pattern
-    such as `stage*.kernel`, held to one value or to a list.
+    budget. `contenders` begin to be trained, None for twice as many as there are finalists, and the best of them become
+    finalists; `training_time` is what that may take, and where it is short fewer are trained. `layouts` is how many
+    PBConv layouts each tries before it trains (seed 001 uses 10), `layout_scope` what shares one, and `layout_score`
+    whether the largest dispersion wins or its largest increase. `data_limit` is the largest number of training images.
+    `genes` narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,7 +68,9 @@ class StudySettings(BaseModel):
     layouts: Annotated[int, Field(ge=0)] = 0
     layout_scope: Literal["network", "stage", "layer"] = "network"
     layout_score: Literal["dispersion", "gain"] = "dispersion"
+    contenders: Positive | None = None
     epochs: Positive = 12
+    training_time: DurationText | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     threads: Positive = 1
     runtime: str | None = None
@@ -83,6 +87,17 @@ class StudySettings(BaseModel):
     def time_s(self) -> float | None:
         """How long the search may take, None without a limit."""
         return None if self.time is None else duration_s(self.time)
+
+    @property
+    def training_time_s(self) -> float | None:
+        """How long contenders and finalists may be trained, None without a limit."""
+        return None if self.training_time is None else duration_s(self.training_time)
+
+    @property
+    def first_places(self) -> int:
+        """How many candidates begin to be trained."""
+        contenders = 2 * self.finalists if self.contenders is None else self.contenders
+        return rungs_for(max(contenders, self.finalists), self.finalists, self.epochs)[0].places
 
     @property
     def evaluation_time_s(self) -> float:
@@ -102,7 +117,7 @@ StudyDraft: type[BaseModel] = create_model(
 )
 
 # What may differ between two runs of one study without changing what it finds.
-RUN_SETTINGS = frozenset({"trials", "time", "evaluation_time", "workers", "backend", "ray_address"})
+RUN_SETTINGS = frozenset({"trials", "time", "training_time", "evaluation_time", "workers", "backend", "ray_address"})
 
 
 class StudyFile(StudySettings):

@@ -2,13 +2,15 @@
 
 import hashlib
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from evaluators.accuracy import Accuracy
 from evaluators.evaluator import Failure, failure_from
+from nas.contenders import Climbed, TrainingPlan, contender_job
 from nas.executors.executor import Finished
-from nas.finalists import finalist_job
+from nas.finalists import FinalistPlan, finalist_job
 from nas.jobs import early_job
 from nas.problem import resolve
 from nas.settings import StudySettings
@@ -96,23 +98,48 @@ def trained(plan):
         "test_images": 299,
         "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(plan.folder.iterdir())},
         "layouts_tried": [],
+        "seconds": 0.5,
         "folded": small,
         "onnxruntime": small,
     }
 
 
+@dataclass(frozen=True)
+class Stint:
+    """What `contender_job` was asked."""
+
+    plan: TrainingPlan
+    before: Climbed | None
+    until_epoch: int
+
+
+def contend(stint):
+    """What `contender_job` might make of a candidate, an epoch taking 0.1 s."""
+    name = spec_id(stint.plan.spec)
+    reached = Accuracy(round(share(f"early accuracy {name}"), 2), 1.5, 249, 0.1)
+    state = f"{name} {stint.until_epoch}".encode()
+    return Climbed(stint.plan.spec, [], stint.until_epoch, reached, 1.6, 0.1 * stint.until_epoch, state)
+
+
 class StudyExecutor(FormulaExecutor):
     """Looks at candidates and trains finalists, in no time; `train` says what becomes of a finalist."""
 
-    def __init__(self, train=trained, **options):
-        super().__init__(
-            answer=lambda asked: formula(asked) if isinstance(asked, ArchSpec) else train(asked), **options
-        )
+    def __init__(self, train=trained, contend=contend, with_before=False, **options):
+        """With `with_before`, `train` is also given how far the finalist has come."""
+        self._befores = {}
+
+        def finish(plan):
+            return train(plan, self._befores[plan.trial]) if with_before else train(plan)
+
+        answers = {ArchSpec: formula, Stint: contend, FinalistPlan: finish}
+        super().__init__(answer=lambda asked: answers[type(asked)](asked), **options)
         self.closed = False
 
     def submit(self, job):
-        assert job.function in (early_job, finalist_job)
-        return self._take(job.arguments[0])
+        assert job.function in (early_job, contender_job, finalist_job)
+        if job.function is finalist_job:
+            self._befores[job.arguments[0].trial] = job.arguments[1]
+        return self._take(Stint(*job.arguments) if job.function is contender_job else job.arguments[0])
 
     def close(self):
         super().close()
@@ -120,7 +147,13 @@ class StudyExecutor(FormulaExecutor):
 
     @property
     def plans(self):
-        return [asked for asked in self.specs if not isinstance(asked, ArchSpec)]
+        """Of the finalists that were trained to the end."""
+        return [asked for asked in self.specs if isinstance(asked, FinalistPlan)]
+
+    @property
+    def stints(self):
+        """Of the contenders that were trained a little."""
+        return [asked for asked in self.specs if isinstance(asked, Stint)]
 
 
 @pytest.fixture(scope="session")

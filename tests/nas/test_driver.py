@@ -215,10 +215,11 @@ def test_a_model_that_was_deleted_is_made_again(run):
 
 def test_a_run_that_ends_among_the_finalists_goes_on_there(run, tmp_path):
     with pytest.raises(Stopped):
-        run(StudyExecutor(stop_after=9 + 2))
+        run(StudyExecutor(stop_after=9 + 8 + 2))
     rest = StudyExecutor()
     document = run(rest).document
     assert len(rest.plans) == 2
+    assert rest.stints == []
     assert document["members"]
     assert not (run.folder / "front.json.partial").exists()
 
@@ -239,7 +240,7 @@ def test_other_epochs_are_another_training(run):
     longer = replace(run.problem, settings=run.problem.settings.model_copy(update={"epochs": 3}))
     write_study_file(run.folder, study_record(longer))
     run(other, longer)
-    assert {plan.epochs for plan in other.plans} == {3}
+    assert {plan.training.epochs for plan in other.plans} == {3}
     assert len(other.plans) == 4
 
 
@@ -421,7 +422,7 @@ def test_resume_adds_as_many_trials_as_it_is_told(nas, tmp_path):
     more = StudyExecutor()
     code, _, err = nas(more, "resume", "mine", "--trials", "3")
     assert code == DONE, err
-    assert len(more.specs) - len(more.plans) == 3
+    assert len(more.specs) - len(more.plans) - len(more.stints) == 3
     assert read_study_file(tmp_path / "mine").trials == 12
     code, _, err = nas(None, "resume", "mine", "--trials", "0")
     assert code == WRONG_INPUT

@@ -14,7 +14,8 @@ from evaluators.evaluator import Failure
 from evaluators.layout_search import LayoutSettings
 from evaluators.recipe import Recipe
 from nas import finalists
-from nas.finalists import FinalistPlan, choose_layouts, finalist_job
+from nas.contenders import Climbed, TrainingPlan, choose_layouts, climbed_from, contender_job
+from nas.finalists import FinalistPlan, finalist_job
 from nas.problem import DataKey, dataset
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.conv import PlainConv
@@ -33,19 +34,20 @@ SPEC = ArchSpec(
 def plan(tmp_path):
     data = DataKey("digits", 0, 200)
     layouts = LayoutSettings(candidates=2, early=EarlySettings(iterations=3))
-    return FinalistPlan(3, SPEC, data, 1, layouts, 0, tmp_path / "models" / "3")
+    training = TrainingPlan(SPEC, data, Recipe(), 1, 0, layouts)
+    return FinalistPlan(3, training, tmp_path / "models" / "3")
 
 
 @pytest.fixture
 def splits(plan):
-    return dataset(plan.data).at(16)
+    return dataset(plan.training.data).at(16)
 
 
 # Layouts
 
 
 def trying(plan, **changes):
-    return replace(plan, layouts=replace(plan.layouts, **changes))
+    return replace(plan.training, layouts=replace(plan.training.layouts, **changes))
 
 
 def test_the_layout_whose_kernels_disperse_most_is_taken(plan, splits):
@@ -76,17 +78,18 @@ def test_without_a_layout_that_works_there_are_no_branches(plan, splits):
 
 def test_a_network_without_such_a_kernel_is_left_alone(plan, splits):
     pointwise = ArchSpec((1, 16, 16), PlainConv(8, kernel=1), (), Classifier(10))
-    assert choose_layouts(replace(plan, spec=pointwise), splits) == (pointwise, [])
+    assert choose_layouts(replace(plan.training, spec=pointwise), splits) == (pointwise, [])
 
 
 def test_what_a_space_has_chosen_is_left_alone(plan, splits):
     layout = parse_layout("K3:0.0.3.2-0.1.3.2")
     chosen = replace(SPEC, stem=Rep(8, 2, layout))
-    assert choose_layouts(replace(plan, spec=chosen), splits) == (chosen, [])
+    assert choose_layouts(replace(plan.training, spec=chosen), splits) == (chosen, [])
 
 
 def test_layouts_follow_from_the_seed_and_the_network(plan, splits):
-    tried = [choose_layouts(own, splits)[1] for own in (plan, plan, replace(plan, seed=1))]
+    first = plan.training
+    tried = [choose_layouts(own, splits)[1] for own in (first, first, replace(first, seed=1))]
     assert tried[0] == tried[1] != tried[2]
 
 
@@ -106,7 +109,7 @@ def test_a_finalist_leaves_a_whole_folder_and_says_what_is_in_it(plan):
     assert found["spec_id"] == spec_id(spec)
     assert found["deploy_id"] == deploy_id(SPEC) == deploy_id(spec)
     assert len(found["layouts_tried"]) == 2
-    data = dataset(plan.data)
+    data = dataset(plan.training.data)
     assert (found["images"], found["test_images"]) == (data.num_val, data.num_test)
     assert all(0 <= found[name] <= 1 for name in ("accuracy", "test_accuracy"))
     for parity in (found["folded"], found["onnxruntime"]):
@@ -120,12 +123,14 @@ def test_the_same_plan_makes_the_same_model_to_the_last_bit(plan, tmp_path):
     first = finalist_job(plan)
     torch.manual_seed(2)
     again = finalist_job(replace(plan, folder=tmp_path / "again"))
+    assert first.pop("seconds") > 0
+    assert again.pop("seconds") > 0
     assert again == first
 
 
-def test_a_training_that_diverges_is_a_failure_and_leaves_nothing(plan, monkeypatch):
-    monkeypatch.setattr(finalists, "recipe_for", lambda name: Recipe(learning_rate=1e30))
-    found = finalist_job(plan)
+def test_a_training_that_diverges_is_a_failure_and_leaves_nothing(plan):
+    steep = replace(plan.training, recipe=Recipe(learning_rate=1e30))
+    found = finalist_job(replace(plan, training=steep))
     assert isinstance(found, Failure)
     assert "the loss became nan" in found.reason
     assert not plan.folder.exists()
@@ -147,3 +152,39 @@ def test_what_a_killed_worker_left_half_done_is_replaced(plan):
     found = finalist_job(plan)
     assert hashes(plan.folder) == found["files"]
     assert not partial.exists()
+
+
+# A way in parts
+
+
+def test_a_way_in_parts_ends_at_the_same_bits_as_one_in_one_go(plan, tmp_path):
+    whole = replace(plan, training=replace(plan.training, epochs=3))
+    expected = finalist_job(replace(whole, folder=tmp_path / "whole"))
+    first = contender_job(whole.training, None, 1)
+    assert isinstance(first, Climbed)
+    assert len(first.layouts_tried) == 2
+    # As the study keeps it: a line of JSON, and a file.
+    kept = climbed_from(json.loads(json.dumps(first.as_finding(), allow_nan=False)), first.state)
+    second = contender_job(whole.training, kept, 2)
+    assert (first.epochs, second.epochs) == (1, 2)
+    assert second.seconds > first.seconds
+    found = finalist_job(whole, second)
+    for each in (expected, found):
+        del each["seconds"]
+    assert found == expected
+
+
+@pytest.mark.parametrize("state", [None, b"", b"damaged"])
+def test_a_state_that_is_gone_or_damaged_costs_time_and_nothing_else(plan, state):
+    plan = replace(trying(plan, candidates=0), epochs=2)
+    first = contender_job(plan, None, 1)
+    second = contender_job(plan, first, 2)
+    again = contender_job(plan, replace(first, state=state), 2)
+    assert (again.epochs, again.reached, again.train_loss) == (2, second.reached, second.train_loss)
+
+
+def test_labels_that_the_network_does_not_have_are_a_failure(plan):
+    narrow = replace(SPEC, head=Classifier(7))
+    found = contender_job(replace(plan.training, spec=narrow), None, 1)
+    assert isinstance(found, Failure)
+    assert found.reason.startswith("WrongLabels: ")

@@ -13,6 +13,7 @@ from evaluators.evaluator import Failure
 from nas import evolution, screening
 from nas.gaussian_process import GaussianProcess, Inputs, Settings, likeliest_settings
 from nas.ground import Ground, History, Visited
+from nas.pareto import crowding
 from nas.sampling import OWN_SAMPLERS
 from nas.screening import expected_gain, largest
 from nas.storage import open_study
@@ -119,7 +120,7 @@ def test_the_best_come_first_by_rank_and_the_lonely_before_the_crowded():
 
 
 def test_crowding_of_equal_points_is_finite():
-    assert evolution.crowding([(1.0, 1.0)] * 4)[1:3] == [0, 0]
+    assert crowding([(1.0, 1.0)] * 4)[1:3] == [0, 0]
 
 
 def test_mutants_differ_and_crosses_mix(tight, quickest):

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
+from evaluators.rank_correlation import chance, spearman
 from nas.files import write_atomically
 from nas.front_picture import COLOURS, front_picture, svg
 from nas.members import read_front
-from nas.rank_correlation import chance, spearman
 from nas.run_record import read_run_record
 from nas.settings import RUN_SETTINGS, StudyFile, StudySettings, read_study_file
 

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import kendalltau, rankdata, spearmanr
 
-from nas.rank_correlation import chance, ranks, spearman
+from evaluators.rank_correlation import bootstrap, chance, kendall, ranks, spearman
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -38,3 +38,36 @@ def test_chance_of_many_points_is_near_that_of_scipy():
     first = rng.standard_normal(12)
     second = first + 1.5 * rng.standard_normal(12)
     assert chance(first, second) == pytest.approx(spearmanr(first, second).pvalue, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_kendall_is_scipys_tau_b(seed):
+    rng = np.random.default_rng(seed)
+    first = rng.integers(0, 6, 30) / 2  # many ties
+    second = first + rng.normal(0, 2, 30) if seed % 2 else rng.integers(0, 3, 30)
+    assert kendall(first, second) == pytest.approx(kendalltau(first, second).statistic, abs=1e-12)
+
+
+def test_kendall_by_hand():
+    # Of the three pairs of 1, 2, 3 and 1, 3, 2 two agree.
+    assert kendall([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+    assert kendall([1, 1], [1, 2]) is None
+    assert kendall([1], [1]) is None
+
+
+def test_the_bootstrap_of_a_mean_is_the_normal_one_for_many_cases():
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    low, high = bootstrap(lambda cases: float(values[cases].mean()), 400)
+    error = values.std() / 20
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+
+
+def test_the_bootstrap_repeats_itself_and_leaves_out_what_is_not_defined():
+    values = [0.0, 0.0, 1.0]
+
+    def statistic(cases):
+        return spearman([values[each] for each in cases], cases.tolist())
+
+    assert bootstrap(statistic, 3, samples=50) == bootstrap(statistic, 3, samples=50)
+    assert bootstrap(lambda cases: None, 3) is None

@@ -64,16 +64,19 @@ class Conditions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class JobTiming:
-    """Median, interquartile range and 90 % quantile of single runs at batch 1.
+    """Median, interquartile range, 10 % and 90 % quantile of single runs at batch 1.
 
-    disturbed is true where the sentinel ran slower around every attempt, None where no sentinel was timed afterwards.
+    sentinel_ms is how long the sentinel took just before and after, on average, None where it was not timed; disturbed
+    is true where the sentinel ran slower around every attempt, None where no sentinel was timed afterwards.
     traced holds each operator in the order of running with its time in ms, where the job asked for that.
     """
 
     median_ms: float
     spread_ms: float
+    p10_ms: float
     p90_ms: float
     runs: int
+    sentinel_ms: float | None
     disturbed: bool | None
     before: Conditions
     after: Conditions
@@ -293,6 +296,9 @@ class _Reader:
         self._models = {job.id: folder / job.file for job in jobs.jobs}
         self._digests: dict[str, str] = {}
         self._results: dict[tuple[str, int], _Result] = {}
+        # The readings of the sentinel, and how many there were before each result.
+        self._sentinel_ms: list[float] = []
+        self._readings_before: dict[tuple[str, int], int] = {}
         self._journal = board.Journal()
 
     def read(self, line: bytes, name: str) -> None:
@@ -304,6 +310,8 @@ class _Reader:
             self._check_settings(record, name)
         if isinstance(record, _End):
             self._ended = record.machine
+        if isinstance(record, _Sentinel):
+            self._sentinel_ms.append(record.median_ms)
         if isinstance(record, _Result):
             self._take_result(record, name)
         if isinstance(record, _Accepted):
@@ -325,7 +333,7 @@ class _Reader:
             if isinstance(result, _BenchResult):
                 bench_timings[job.id] = _bench_timing(result, disturbed)
             else:
-                timings[job.id] = _timing(result, disturbed)
+                timings[job.id] = _timing(result, self._sentinel_around(job.id, found["attempt"]), disturbed)
         known = {*timings, *bench_timings, *self._journal.errors}
         missing = tuple(job.id for job in self._jobs.jobs if job.id not in known)
         return JobResults(self.started, self._ended, timings, bench_timings, dict(self._journal.errors), missing)
@@ -373,6 +381,12 @@ class _Reader:
                 f"got {record.sha256[:12]}; these are results of another model"
             )
         self._results[job, attempt] = record
+        self._readings_before[job, attempt] = len(self._sentinel_ms)
+
+    def _sentinel_around(self, job: str, attempt: int) -> float | None:
+        count = self._readings_before[job, attempt]
+        around = self._sentinel_ms[max(0, count - 1) : count + 1]
+        return sum(around) / len(around) if around else None
 
 
 def _parse_record(line: bytes, name: str) -> BaseModel:
@@ -400,12 +414,23 @@ def _ids(record: BaseModel) -> tuple[str, ...]:
     return ()
 
 
-def _timing(result: _Result, disturbed: bool | None) -> JobTiming:
+def _timing(result: _Result, sentinel_ms: float | None, disturbed: bool | None) -> JobTiming:
     assert isinstance(result, _Samples | _Quantiles)
     ordered = sorted(result.samples_ms) if isinstance(result, _Samples) else list(result.quantiles_ms)
     # Of quantiles at equal distances, these are the very ones of the runs that they were taken from.
-    lower, median, upper, p90 = (board.quantile(ordered, share) for share in (0.25, 0.5, 0.75, 0.9))
-    return JobTiming(median, upper - lower, p90, result.runs, disturbed, result.before, result.after, result.traced_ms)
+    p10, lower, median, upper, p90 = (board.quantile(ordered, share) for share in (0.1, 0.25, 0.5, 0.75, 0.9))
+    return JobTiming(
+        median_ms=median,
+        spread_ms=upper - lower,
+        p10_ms=p10,
+        p90_ms=p90,
+        runs=result.runs,
+        sentinel_ms=sentinel_ms,
+        disturbed=disturbed,
+        before=result.before,
+        after=result.after,
+        traced=result.traced_ms,
+    )
 
 
 def _bench_timing(result: _BenchResult, disturbed: bool | None) -> BenchTiming:

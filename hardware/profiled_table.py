@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hardware.kernel_fit import KernelFit
 from hardware.kernels import Kernel
@@ -32,6 +32,7 @@ from hardware.latency_table import (
 )
 from hardware.strict_yaml import ConfigError, parse_yaml
 from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
+from hardware.whole_fit import AXES, NetworkFactor
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -116,6 +117,24 @@ class OverheadsHeader(BaseModel):
     vector_growth: Steps
 
 
+class FactorHeader(BaseModel):
+    """`whole_fit.NetworkFactor` as the file holds it."""
+
+    model_config = _STRICT
+
+    mean: tuple[float, ...]
+    spread: tuple[Positive, ...]
+    centres: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        axes = {len(self.mean), len(self.spread), *map(len, self.centres)}
+        if len(self.weights) != len(self.centres) or (self.centres and axes != {AXES}):
+            raise ValueError(f"there must be a weight for each centre, and {AXES} numbers for each of the others")
+        return self
+
+
 class TableHeader(BaseModel):
     """What stands above the rows."""
 
@@ -126,7 +145,7 @@ class TableHeader(BaseModel):
     networks: Annotated[int, Field(ge=0)]
     conditions: dict[str, Any]
     overheads: OverheadsHeader
-    families: dict[str, Positive]
+    factor: FactorHeader
     scales: dict[str, tuple[float, ...]]
     certificates: dict[str, Certificate]
     cannot_run: dict[str, str]
@@ -137,13 +156,12 @@ class TableHeader(BaseModel):
 class ProfiledTable:
     """What was measured on a device.
 
-    networks is how many the rows come from; conditions describe the machine while it measured; certificates are by
-    space; cannot_run says of a network's name why it was left out.
+    Conditions describe the machine while it measured; certificates are by space; cannot_run says of a network's name
+    why it was left out.
     """
 
     identity: TableIdentity
     measured_on: str
-    networks: int
     conditions: Mapping[str, Any]
     fit: TableFit
     scales: Mapping[str, tuple[float, ...]]
@@ -165,7 +183,7 @@ class ProfiledTable:
 
 def empty_table(identity: TableIdentity) -> ProfiledTable:
     """The table of a device on which nothing was measured yet."""
-    return ProfiledTable(identity, "never", 0, {}, TableFit({}, Overheads(0.0, 0.0), {}), {})
+    return ProfiledTable(identity, "never", {}, TableFit({}, Overheads(0.0, 0.0)), {})
 
 
 def write_table(table: ProfiledTable, path: Path) -> None:
@@ -198,9 +216,8 @@ def read_table(path: Path, identity: TableIdentity | None = None) -> ProfiledTab
     table = ProfiledTable(
         header.identity,
         header.measured_on,
-        header.networks,
         header.conditions,
-        TableFit(rows, overheads, header.families),
+        TableFit(rows, overheads, NetworkFactor(**header.factor.model_dump()), header.networks),
         header.scales,
         header.certificates,
         header.cannot_run,
@@ -258,7 +275,7 @@ class ProfiledModel:
 
         A sum is a prediction and never measured, however well its parts are.
         """
-        value_ms = sums.total_ms + self.profiled.fit.overheads.network_ms(sums)
+        value_ms = self.profiled.fit.network_ms(sums)
         ratios, tier = UNCHECKED_RATIOS, Tier.extrapolated
         checked = self.certificate
         if checked is not None:
@@ -289,10 +306,10 @@ def _header_text(table: ProfiledTable, sha256: str) -> str:
     header = TableHeader(
         identity=table.identity,
         measured_on=table.measured_on,
-        networks=table.networks,
+        networks=table.fit.networks,
         conditions=dict(table.conditions),
         overheads=OverheadsHeader(**asdict(table.fit.overheads)),
-        families=dict(table.fit.families),
+        factor=FactorHeader(**asdict(table.fit.factor)),
         scales=dict(table.scales),
         certificates=dict(table.certificates),
         cannot_run=dict(table.cannot_run),

@@ -8,11 +8,11 @@ its certificate.
 
 import heapq
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from hardware.attribution import OperatorTime, attributed
 from hardware.calibration import spearman
 from hardware.cost import node_macs
+from hardware.drift import slowness
 from hardware.graph import DeployGraph
 from hardware.isolated import Failed
 from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
@@ -215,36 +216,63 @@ def _write_missing(graphs: Mapping[str, DeployGraph], files: Mapping[str, Path],
     return refused
 
 
-def learnt(profile: Profile, results: JobResults) -> list[NetworkTrace]:
-    """What the results say of the networks to learn from."""
+@dataclass(frozen=True)
+class Times:
+    """What was timed, as it would be on a machine that nothing else disturbs.
+
+    whole_ms is by job: the 10 % quantile of its runs, since what disturbs a machine only ever adds, divided by how slow
+    the machine was as a whole. traced_ms is by job as well, each operator in the order of running.
+    """
+
+    whole_ms: Mapping[str, float]
+    traced_ms: Mapping[str, Sequence[tuple[str, float]]]
+
+
+def undisturbed(profile: Profile, results: JobResults) -> Times:
+    """The results without the drift of the machine."""
+    slow = slowness(results.timings, (_rounds(subject) for subject in profile.checks))
+    return Times(
+        {job: timing.p10_ms / slow[job] for job, timing in results.timings.items()},
+        {
+            job: [(name, time_ms / slow[job]) for name, time_ms in timing.traced]
+            for job, timing in results.timings.items()
+            if timing.traced is not None
+        },
+    )
+
+
+def _rounds(check: Subject) -> list[str]:
+    """The jobs that time a check."""
+    return [f"c{number}-{check.name}" for number in range(1, ROUNDS + 1)]
+
+
+def learnt(profile: Profile, times: Times, *, apart: Collection[str] = ()) -> list[NetworkTrace]:
+    """What the times say of the networks to learn from, but for those that are to be kept apart."""
     traces = []
     for subject in profile.learning:
-        timing = results.timings.get(f"l-{subject.name}")
-        if timing is None or timing.traced is None:
+        job = f"l-{subject.name}"
+        if subject.name in apart or job not in times.traced_ms:
             continue
-        operators = [OperatorTime(name, time_ms) for name, time_ms in timing.traced]
+        operators = [OperatorTime(name, time_ms) for name, time_ms in times.traced_ms[job]]
         kernels = attributed(subject.graph, profile.rules, operators)
-        traces.append(NetworkTrace(subject.name, timing.median_ms, kernels))
+        traces.append(NetworkTrace(subject.name, times.whole_ms[job], kernels))
     return traces
 
 
-def checked(profile: Profile, results: JobResults) -> dict[str, list[float]]:
+def checked(profile: Profile, times: Times) -> dict[str, list[float]]:
     """Of each check that was timed, its times in ms."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for subject in profile.checks:
-        for number in range(1, ROUNDS + 1):
-            timing = results.timings.get(f"c{number}-{subject.name}")
-            if timing is not None:
-                found[subject.name].append(timing.median_ms)
-    return dict(found)
+    found = {
+        subject.name: [times.whole_ms[job] for job in _rounds(subject) if job in times.whole_ms]
+        for subject in profile.checks
+    }
+    return {name: times_ms for name, times_ms in found.items() if times_ms}
 
 
-def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
-    """How well the table foretells networks that it has not seen; None where none was timed.
+def certify(profile: Profile, model: ProfiledModel, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
+    """How well the model foretells networks that it has not seen; None where none was timed.
 
     Networks with kernels of which it knows nothing do not count, see `not_foretold`.
     """
-    model = ProfiledModel(table)
     misses = []
     for subject in profile.checks:
         if subject.name in times_ms and not _unknown_kernels(model, subject.graph, profile.rules):
@@ -274,9 +302,8 @@ def certify(profile: Profile, table: ProfiledTable, times_ms: Mapping[str, Seque
     )
 
 
-def not_foretold(profile: Profile, table: ProfiledTable) -> dict[str, str]:
-    """Of each check that the table can say nothing of, why."""
-    model = ProfiledModel(table)
+def not_foretold(profile: Profile, model: ProfiledModel) -> dict[str, str]:
+    """Of each check that the model can say nothing of, why."""
     unknown = {each.name: _unknown_kernels(model, each.graph, profile.rules) for each in profile.checks}
     return {
         name: f"it has kernels unlike all that were measured: {'; '.join(keys)}"
@@ -312,11 +339,14 @@ def make_table(
     Raises:
         ConfigError: too few networks were timed to learn anything from.
     """
-    traces = [trace for profile, results in profiles.values() for trace in learnt(profile, results)]
+    # Spaces overlap: what checks the table in one of them must not be learnt from in another.
+    apart = {check.name for profile, _ in profiles.values() for check in profile.checks}
+    times = {space: undisturbed(profile, results) for space, (profile, results) in profiles.items()}
+    traces = [
+        trace for space, (profile, _) in profiles.items() for trace in learnt(profile, times[space], apart=apart)
+    ]
     if len(traces) < FEWEST_NETWORKS:
-        raise ConfigError(
-            f"at least {FEWEST_NETWORKS} networks must be timed to learn from, got {len(traces)}; give it more --time"
-        )
+        _refuse(len(traces), profiles)
     fit = fit_table(traces)
     scales = KernelFit({key: row.median_ms for key, row in fit.rows.items()}).scales
     refused = {
@@ -327,21 +357,29 @@ def make_table(
     table = ProfiledTable(
         identity,
         min(results.started.date for _, results in profiles.values()),
-        len(traces),
         _conditions(profiles),
         fit,
         {family: tuple(theta) for family, theta in scales.items()},
         {},
         {**cannot_run, **refused},
     )
-    certificates = {
-        space: certificate
-        for space, (profile, results) in profiles.items()
-        if (certificate := certify(profile, table, checked(profile, results))) is not None
-    }
-    for profile, _ in profiles.values():
-        refused |= not_foretold(profile, table)
+    model = ProfiledModel(table)
+    certificates = {}
+    for space, (profile, _) in profiles.items():
+        refused |= not_foretold(profile, model)
+        if (certificate := certify(profile, model, checked(profile, times[space]))) is not None:
+            certificates[space] = certificate
     return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused})
+
+
+def _refuse(count: int, profiles: Mapping[str, tuple[Profile, JobResults]]) -> NoReturn:
+    advice = "give it more --time"
+    if sum(len(profile.learning) for profile, _ in profiles.values()) < FEWEST_NETWORKS:
+        advice = (
+            f"{', '.join(profiles)} has no more, so measure a larger space as well, such as edge-small: one table of a "
+            "device serves all spaces"
+        )
+    raise ConfigError(f"at least {FEWEST_NETWORKS} networks must be timed to learn from, got {count}; {advice}")
 
 
 def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str, Any]:

@@ -1,29 +1,31 @@
 """From traced networks to what each kernel takes inside a network, and what a network takes beyond its kernels.
 
-A kernel that runs alone is told wrong by 10 to 30 %: its input has to be brought into the runtime's layout and its
-weights are always in the cache. So kernels are timed where they stand, in whole networks, and four things are taken
-apart:
+Sums of kernels timed alone lie from 0.5 to 2.6 times the network: an input has to be brought into the runtime's layout
+and weights are always in the cache. So kernels are timed where they stand, in whole networks, and taken apart:
 
-    whole = start + sum over kernels of (traced - launches * watching) * family + weights out of the cache
+    whole = (start + sum over kernels of (warm + dearer weights + dearer values)) * factor for the kind of network
+    traced kernel = launches * watching + warm + dearer weights + dearer values
 
 `watching` is what the runtime's own clock adds to each launch, `start` what a run costs that launches nothing. Weights
-that fit a cache together are read from it; the larger the network, the more of them come from further away, which the
-same kernel in small and in large networks shows. `family` is near 1 and takes up what else a family loses or gains.
+and values that fit a cache together are read from it; the larger the network, the more of them come from further away,
+at a price per megabyte that the same kernel in small and in large networks shows. A kernel that uses each weight once
+grows by a factor instead. What is left between whole networks and their sums is for `whole_fit`.
 """
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from hardware.kernel_fit import FLOOR_MS, features
+from hardware.kernel_fit import FLOOR_MS
 from hardware.latency_table import KernelSums
 from hardware.least_squares import nonnegative_least_squares
+from hardware.whole_fit import Learnt, NetworkFactor, kernel_factors, network_factor
 
 MEGABYTE = 2**20
 
@@ -38,8 +40,6 @@ DISTURBED_SPREADS = 4.0
 DISTURBED_SHARE = 0.03
 # How strongly the steps are held to nothing, in sightings' worth of evidence.
 HOLD_STEPS = 30.0
-# How strongly the factors of families are held to 1, in networks' worth of evidence.
-HOLD_FAMILIES = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class NetworkTrace:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A kernel's time inside networks: the median over so many networks, and its interquartile range."""
+    """A kernel's time inside networks: the median of all its launches in so many networks, and interquartile range."""
 
     median_ms: float
     spread_ms: float
@@ -114,22 +114,31 @@ class Overheads:
         weights_mb, moved_mb = sums.weight_bytes / MEGABYTE, sums.moved_bytes / MEGABYTE
         by_weights = float(_steps(weights_mb) @ np.array(self.weights_ms_per_mb))
         by_moving = float(_steps(moved_mb) @ np.array(self.moved_ms_per_mb))
-        growth = float(_steps(weights_mb) @ np.array(self.vector_growth))
         return (
             self.start_ms
             + (weights_mb - sums.vector_weight_bytes / MEGABYTE) * by_weights
             + moved_mb * by_moving
-            + sums.vector_ms * math.expm1(growth)
+            + sums.vector_ms * (self.vector_factor(sums) - 1)
         )
+
+    def vector_factor(self, sums: KernelSums) -> float:
+        """How many times as long kernels that use each weight once take in such a network."""
+        return math.exp(float(_steps(sums.weight_bytes / MEGABYTE) @ np.array(self.vector_growth)))
 
 
 @dataclass(frozen=True)
 class TableFit:
-    """Rows by key, overheads, and the factor that each family's rows were multiplied by."""
+    """Rows by key, overheads, what the sum of both is multiplied by, and how many networks it was learnt from."""
 
     rows: Mapping[str, Row]
     overheads: Overheads
-    families: Mapping[str, float]
+    factor: NetworkFactor = field(default_factory=NetworkFactor)
+    networks: int = 0
+
+    def network_ms(self, sums: KernelSums) -> float:
+        """What a network takes whose kernels come to so much."""
+        overhead_ms = self.overheads.network_ms(sums)
+        return (sums.total_ms + overhead_ms) * self.factor(sums, overhead_ms)
 
 
 def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
@@ -143,8 +152,10 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     start_ms, watching_ms, is_steady = _start_and_watching(traces)
     traces = [trace for trace, steady in zip(traces, is_steady, strict=True) if steady]
     seen: dict[str, list[_Sighting]] = defaultdict(list)
+    networks: dict[str, set[str]] = defaultdict(set)
     for trace in traces:
         for kernel in trace.kernels:
+            networks[kernel.key].add(trace.name)
             own_ms = max(kernel.traced_ms - kernel.launches * watching_ms, FLOOR_MS / 10)
             seen[kernel.key].append(_Sighting(own_ms, kernel, trace.weight_bytes, trace.moved_bytes))
     by_weights, by_moving = _prices([each for each in seen.values() if not each[0].kernel.is_vector])
@@ -152,16 +163,24 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     overheads = Overheads(start_ms, watching_ms, by_weights, by_moving, growth)
     warm_ms = {key: [_warm_ms(each, overheads) for each in sightings] for key, sightings in seen.items()}
     medians = {key: statistics.median(values) for key, values in warm_ms.items()}
-    families = _families(traces, medians, overheads)
+    factors = kernel_factors([_learnt(trace, medians, overheads) for trace in traces])
     rows = {
-        key: Row(
-            medians[key] * families[features(key).family],
-            _interquartile(values) * families[features(key).family],
-            len(values),
-        )
+        key: Row(medians[key] * factors[key], _interquartile(values) * factors[key], len(networks[key]))
         for key, values in warm_ms.items()
     }
-    return TableFit(rows, overheads, families)
+    times = {key: row.median_ms for key, row in rows.items()}
+    factor = network_factor([_learnt(trace, times, overheads) for trace in traces])
+    return TableFit(rows, overheads, factor, len(traces))
+
+
+def _learnt(trace: NetworkTrace, kernel_ms: Mapping[str, float], overheads: Overheads) -> Learnt:
+    sums = trace.sums(kernel_ms)
+    overhead_ms = overheads.network_ms(sums)
+    longer = overheads.vector_factor(sums)
+    by_kernel_ms: dict[str, float] = defaultdict(float)
+    for kernel in trace.kernels:
+        by_kernel_ms[kernel.key] += kernel_ms[kernel.key] * (longer if kernel.is_vector else 1.0)
+    return Learnt(trace.whole_ms, sums, overhead_ms, by_kernel_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,30 +290,6 @@ def _nonnegative_steps(
         # What holds a step to nothing gives way as well where the evidence is of another mind.
         kept = rest <= DISTURBED_SPREADS * float(np.median(rest))
     return [float(step) for step in found]
-
-
-def _families(traces: Sequence[NetworkTrace], medians: Mapping[str, float], overheads: Overheads) -> dict[str, float]:
-    """The factor of each family's rows, held to 1, so that whole networks come out right."""
-    names = sorted({features(key).family for key in medians})
-    place = {name: index for index, name in enumerate(names)}
-    sums = np.zeros((len(traces), len(names)))
-    fixed = np.zeros(len(traces))
-    for index, trace in enumerate(traces):
-        of_kernels = trace.sums(medians)
-        fixed[index] = overheads.network_ms(of_kernels)
-        longer = (fixed[index] - overheads.network_ms(replace(of_kernels, vector_ms=0.0))) / (of_kernels.vector_ms or 1)
-        fixed[index] -= longer * of_kernels.vector_ms
-        for kernel in trace.kernels:
-            times = 1 + longer if kernel.is_vector else 1.0
-            sums[index, place[features(kernel.key).family]] += medians[kernel.key] * times
-    whole = np.array([trace.whole_ms for trace in traces])
-    relative = sums / whole[:, None]
-    missing = (whole - fixed) / whole - relative.sum(axis=1)
-    kept = np.abs(missing) <= max(3 * float(np.median(np.abs(missing))), 0.05)
-    hold = np.eye(len(names)) * HOLD_FAMILIES**0.5 * np.sqrt(np.mean(relative**2, axis=0))
-    matrix = np.vstack([relative[kept], hold])
-    change = np.linalg.lstsq(matrix, np.concatenate([missing[kept], np.zeros(len(names))]), rcond=None)[0]
-    return {name: float(np.clip(1 + change[place[name]], 0.5, 2.0)) for name in names}
 
 
 def _interquartile(values: Sequence[float]) -> float:

@@ -87,7 +87,7 @@ def _as_json(table: ProfiledTable) -> dict[str, object]:
         "table": table.name,
         "identity": table.identity.model_dump(),
         "measured_on": table.measured_on,
-        "networks": table.networks,
+        "networks": table.fit.networks,
         "kernels": len(table.fit.rows),
         "conditions": dict(table.conditions),
         "certificates": {space: each.model_dump() for space, each in table.certificates.items()},
@@ -99,7 +99,7 @@ def _print(table: ProfiledTable, space: str) -> None:
     conditions = table.conditions
     print(f"table     {table.name}")
     print(f"device    {table.identity.cpu}, {table.identity.cores} cores; {table.identity.device}")
-    print(f"learnt    {len(table.fit.rows)} kernels inside {table.networks} networks, others are fitted to them")
+    print(f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks, others are fitted to them")
     print(
         f"quality   {conditions['models_timed']} timings, {conditions['disturbed_in_every_attempt']} disturbed each "
         f"time, median spread {conditions['median_spread_percent']:.1f} %"

@@ -342,9 +342,7 @@ def make_table(
     # Spaces overlap: what checks the table in one of them must not be learnt from in another.
     apart = {check.name for profile, _ in profiles.values() for check in profile.checks}
     times = {space: undisturbed(profile, results) for space, (profile, results) in profiles.items()}
-    traces = [
-        trace for space, (profile, _) in profiles.items() for trace in learnt(profile, times[space], apart=apart)
-    ]
+    traces = [trace for space, (profile, _) in profiles.items() for trace in learnt(profile, times[space], apart=apart)]
     if len(traces) < FEWEST_NETWORKS:
         _refuse(len(traces), profiles)
     fit = fit_table(traces)

@@ -25,9 +25,7 @@ import numpy.typing as npt
 from hardware.kernel_fit import FLOOR_MS
 from hardware.latency_table import KernelSums
 from hardware.least_squares import nonnegative_least_squares
-from hardware.whole_fit import Learnt, NetworkFactor, kernel_factors, network_factor
-
-MEGABYTE = 2**20
+from hardware.whole_fit import MEGABYTE, Learnt, NetworkFactor, kernel_factors, network_factor
 
 # Between these sizes of all weights, or of all that kernels read and write, the price of a megabyte may rise: caches of
 # small cores and of servers alike lie in between.
@@ -163,13 +161,13 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     overheads = Overheads(start_ms, watching_ms, by_weights, by_moving, growth)
     warm_ms = {key: [_warm_ms(each, overheads) for each in sightings] for key, sightings in seen.items()}
     medians = {key: statistics.median(values) for key, values in warm_ms.items()}
-    factors = kernel_factors([_learnt(trace, medians, overheads) for trace in traces])
+    factors, prior = kernel_factors([_learnt(trace, medians, overheads) for trace in traces])
     rows = {
         key: Row(medians[key] * factors[key], _interquartile(values) * factors[key], len(networks[key]))
         for key, values in warm_ms.items()
     }
     times = {key: row.median_ms for key, row in rows.items()}
-    factor = network_factor([_learnt(trace, times, overheads) for trace in traces])
+    factor = network_factor([_learnt(trace, times, overheads) for trace in traces], prior)
     return TableFit(rows, overheads, factor, len(traces))
 
 

@@ -32,13 +32,15 @@ OWN_SD = 0.05
 LIKE_KERNELS_LENGTH = 2.0
 NETWORK_SD = 0.03
 NETWORK_LENGTH = 1.0
-NOISE_SD = 0.02
+# All of them together may be so many times as large, and timings err by so large a share: each machine says which.
+AMPLITUDES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+NOISES = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06)
 
 # Networks whose whole is further from the sum than this, as a logarithm, were disturbed.
 DISTURBED_LOG = 0.15
 # g is kept as a sum of so many bumps.
 CENTRES = 64
-_MEGABYTE = 2**20
+MEGABYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ def position(sums: KernelSums, overhead_ms: float) -> tuple[float, ...]:
     total_ms = sums.total_ms + overhead_ms
     return (
         math.log(total_ms),
-        math.log(sums.weight_bytes / _MEGABYTE + 1e-3),
-        math.log(sums.moved_bytes / _MEGABYTE + 1e-3),
+        math.log(sums.weight_bytes / MEGABYTE + 1e-3),
+        math.log(sums.moved_bytes / MEGABYTE + 1e-3),
         sums.vector_ms / total_ms,
         overhead_ms / total_ms,
     )
@@ -104,12 +106,20 @@ class Learnt:
         return math.log(self.whole_ms / (self.sums.total_ms + self.overhead_ms))
 
 
-def kernel_factors(networks: Sequence[Learnt]) -> dict[str, float]:
-    """By what each kernel's time is to be multiplied, by key."""
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """How far networks may lie from their sums for a reason, in units of the deviations above, and for none."""
+
+    amplitude: float
+    noise_sd: float
+
+
+def kernel_factors(networks: Sequence[Learnt]) -> tuple[dict[str, float], Prior]:
+    """By what each kernel's time is to be multiplied, by key, under the prior that makes the networks most likely."""
     keys = sorted({key for network in networks for key in network.by_kernel_ms})
-    kept = [network for network in networks if abs(network.log_ratio) < DISTURBED_LOG]
+    kept = _undisturbed(networks)
     if len(kept) < 2:
-        return dict.fromkeys(keys, 1.0)
+        return dict.fromkeys(keys, 1.0), Prior(0.0, NOISES[0])
     place = {key: index for index, key in enumerate(keys)}
     shares = np.zeros((len(kept), len(keys)))
     for row, network in zip(shares, kept, strict=True):
@@ -118,29 +128,46 @@ def kernel_factors(networks: Sequence[Learnt]) -> dict[str, float]:
             row[place[key]] = time_ms / total_ms
     ratios = np.array([network.log_ratio for network in kept])
     at, _, _ = _standardised(kept)
-    spread = np.zeros((len(keys), len(kept)))  # covariance of each kernel's factor with each network
+    with_networks = np.zeros((len(keys), len(kept)))  # covariance of each kernel's factor with each network
     for members in _families(keys):
-        spread[members] = _between_kernels([keys[index] for index in members]) @ shares[:, members].T
-    covariance = shares @ spread + NETWORK_SD**2 * _likeness(at, at, NETWORK_LENGTH)
-    covariance[np.diag_indices_from(covariance)] += NOISE_SD**2
-    logs = spread @ np.linalg.solve(covariance, ratios)
-    return {key: math.exp(float(value)) for key, value in zip(keys, logs, strict=True)}
+        with_networks[members] = _between_kernels([keys[index] for index in members]) @ shares[:, members].T
+    covariance = shares @ with_networks + NETWORK_SD**2 * _likeness(at, at, NETWORK_LENGTH)
+    values, vectors = np.linalg.eigh(covariance)
+    values, seen = np.maximum(values, 0.0), vectors.T @ ratios
+    prior = _likeliest(values, seen)
+    variances = prior.amplitude**2 * values + prior.noise_sd**2
+    logs = prior.amplitude**2 * with_networks @ (vectors @ (seen / variances))
+    return {key: math.exp(float(value)) for key, value in zip(keys, logs, strict=True)}, prior
 
 
-def network_factor(networks: Sequence[Learnt]) -> NetworkFactor:
+def _likeliest(values: Matrix, seen: Matrix) -> Prior:
+    """The prior under which `seen`, along axes on which it varies by `values`, is most likely."""
+
+    def unlikelihood(prior: Prior) -> float:
+        variances = prior.amplitude**2 * values + prior.noise_sd**2
+        return float((seen**2 / variances + np.log(variances)).sum())
+
+    return min((Prior(amplitude, noise) for amplitude in AMPLITUDES for noise in NOISES), key=unlikelihood)
+
+
+def network_factor(networks: Sequence[Learnt], prior: Prior) -> NetworkFactor:
     """What is left of the networks' times once their kernels have got their factors."""
-    kept = [network for network in networks if abs(network.log_ratio) < DISTURBED_LOG]
-    if len(kept) < 2:
+    kept = _undisturbed(networks)
+    if len(kept) < 2 or prior.amplitude == 0:
         return NetworkFactor()
     at, mean, spread = _standardised(kept)
     ratios = np.array([network.log_ratio for network in kept])
     centres = at[_far_apart(at, CENTRES)]
     bumps = _likeness(at, centres, NETWORK_LENGTH)
-    # A process that is known at its centres only: its variance is NETWORK_SD squared there.
-    hold = (NOISE_SD / NETWORK_SD) ** 2 * _likeness(centres, centres, NETWORK_LENGTH)
+    # A process that is known at its centres only.
+    hold = (prior.noise_sd / (prior.amplitude * NETWORK_SD)) ** 2 * _likeness(centres, centres, NETWORK_LENGTH)
     hold[np.diag_indices_from(hold)] += 1e-6
     weights = np.linalg.solve(bumps.T @ bumps + hold, bumps.T @ ratios)
     return NetworkFactor(_row(mean), _row(spread), tuple(map(_row, centres)), _row(weights))
+
+
+def _undisturbed(networks: Sequence[Learnt]) -> list[Learnt]:
+    return [network for network in networks if abs(network.log_ratio) < DISTURBED_LOG]
 
 
 def _row(values: Matrix) -> tuple[float, ...]:
@@ -173,7 +200,8 @@ def _between_kernels(keys: Sequence[str]) -> Matrix:
 def _likeness(first: Matrix, second: Matrix, length: float) -> Matrix:
     """1 for the same position, falling off as a Gaussian."""
     squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None] - 2 * first @ second.T
-    return np.exp(-np.maximum(squares, 0.0) / (2 * length**2))
+    likeness: Matrix = np.exp(-np.maximum(squares, 0.0) / (2 * length**2))
+    return likeness
 
 
 def _far_apart(at: Matrix, count: int) -> list[int]:

@@ -51,7 +51,7 @@ def test_a_table_that_knows_all_kernels_but_one_still_refuses():
     rows = {}
 
     def costs():
-        table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads, {}))
+        table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads))
         return StaticCosts(replace(target, latency_model=ProfiledModel(table)))
 
     kernels = list(dict.fromkeys(fuse(deploy_graph(SPEC), target.fusion_rules)))
@@ -74,7 +74,7 @@ def test_weights_beyond_the_caches_are_paid_for():
     steps = (math.log(2.0),) + (0.0,) * (len(KNOTS_MB) - 2)
     overheads = Overheads(0.0, 0.0, (2.0, *steps[1:]), vector_growth=steps)
     rows = {kernel.key: Row(1.0, 0.1, 1) for kernel in kernels}
-    table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads, {}))
+    table = replace(empty_table(target.latency_model.profiled.identity), fit=TableFit(rows, overheads))
     found = StaticCosts(replace(target, latency_model=ProfiledModel(table)))(spec)
     assert 4 * found.params > 2 * 2**20, "beyond the first step"
     others = found.params - 50_000 * 13

@@ -19,6 +19,7 @@ from hardware.profiled_table import (
 )
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
+from hardware.whole_fit import NetworkFactor
 
 POINTWISE = Kernel((Conv(16, (1, 1)), Activation("relu")), ((8, 4, 5),), (16, 4, 5))
 SUM = Kernel((Conv(8, (3, 3), padding=(1, 1)), Add()), ((8, 4, 5), (8, 4, 5)), (8, 4, 5))
@@ -54,6 +55,8 @@ CERTIFICATE = Certificate(
 WEIGHTS = tuple(0.25 if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
 MOVED = tuple(each / 2 for each in WEIGHTS)
 GROWTH = tuple(math.log(2.0) if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
+# Far from every network here, so that it multiplies by 1.
+FACTOR = NetworkFactor((9.0,) * 5, (0.1,) * 5, ((0.0,) * 5, (1.0,) * 5), (0.5, -0.25))
 
 
 def _table(**changes: object) -> ProfiledTable:
@@ -61,9 +64,8 @@ def _table(**changes: object) -> ProfiledTable:
     table = ProfiledTable(
         IDENTITY,
         "2025-01-01",
-        4,
         {"load_before": [0.1, 0.2]},
-        TableFit(rows, Overheads(0.125, 0.002, WEIGHTS, MOVED, GROWTH), {"pointwise": 1.0, "dense": 0.9}),
+        TableFit(rows, Overheads(0.125, 0.002, WEIGHTS, MOVED, GROWTH), FACTOR, 4),
         {},
         {"edge-small": CERTIFICATE},
         {"abc": "the runtime says no"},
@@ -110,7 +112,7 @@ def test_between_measured_kernels_of_a_family_times_are_fitted_and_far_from_them
         for channels in (16, 32, 64, 128, 256)
         for size in (4, 8, 16, 32)
     }
-    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0), {})))
+    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0))))
     near = model.kernel(_pooled(96, 12))
     assert near.value_ms == pytest.approx(1e-5 * 96 * 144, rel=0.1)
     assert near.tier is Tier.calibrated
@@ -208,7 +210,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_number_that_is_no_latency_never_comes_out_of_a_fit() -> None:
     rows = {_pooled(channels, 4).key: Row(1e-6, 0.0, 1) for channels in (1, 2, 3, 4, 5, 6, 7, 8)}
-    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0), {})))
+    model = ProfiledModel(_table(fit=TableFit(rows, Overheads(0, 0))))
     answer = model.kernel(_pooled(100, 1))
     assert math.isfinite(answer.value_ms)
     assert answer.value_ms > 0

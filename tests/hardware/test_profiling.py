@@ -209,9 +209,9 @@ def test_a_certificate_by_hand() -> None:
     for number, subject in enumerate(checks, 1):
         first, pool = fuse(subject.graph, RULES)
         rows |= {first.key: Row(number - 0.25, 0.0, 1), pool.key: Row(0.25, 0.0, 1)}
-    table = replace(empty_table(IDENTITY), fit=TableFit(rows, Overheads(0.5, 0.0), {}))
+    table = replace(empty_table(IDENTITY), fit=TableFit(rows, Overheads(0.5, 0.0)))
     times = {"n4": [1.5, 1.5, 1.53], "n8": [2.6, 2.5, 2.4], "n16": [3.15], "n24": [4.0, 5.0, 4.8]}
-    found = certify(Profile((), checks, RULES), table, times)
+    found = certify(Profile((), checks, RULES), ProfiledModel(table), times)
     assert found is not None
     # Medians 1.5, 2.5, 3.15, 4.8 against 1.5, 2.5, 3.5, 4.5 ms.
     assert found.networks == 4
@@ -230,7 +230,7 @@ def test_a_certificate_by_hand() -> None:
 
 
 def test_without_a_check_there_is_no_certificate() -> None:
-    assert certify(Profile((), tuple(subjects(3)), RULES), empty_table(IDENTITY), {}) is None
+    assert certify(Profile((), tuple(subjects(3)), RULES), ProfiledModel(empty_table(IDENTITY)), {}) is None
 
 
 # The table
@@ -253,7 +253,7 @@ def test_a_table_of_exact_times_foretells_networks_exactly(profile, tmp_path) ->
     assert certificate.networks == 7
     assert certificate.mape_percent < 1
     assert certificate.noise_percent == 0
-    assert table.networks == 40
+    assert table.fit.networks == 40
     assert table.cannot_run == {"odd": "cannot be written"}
     assert table.measured_on == "2026-01-02T03:04:05Z"
     assert table.conditions["models_timed"] == 1 + 3 * 7 + 40
@@ -275,7 +275,27 @@ def test_networks_that_a_device_cannot_run_are_named_once(profile, tmp_path) -> 
     table = make_table(IDENTITY, {"mine": (profile, replace(results, timings=broken, errors=errors))}, {})
     assert table.cannot_run == {"n2": "crashed", "n9": "too large"}
     assert table.certificates["mine"].networks == 6
-    assert table.networks == 39
+    assert table.fit.networks == 39
+
+
+def test_what_checks_one_space_teaches_nothing_in_another(profile, tmp_path) -> None:
+    # The spaces overlap: the checks of the first are among what the second learns from, and the other way round.
+    other = Profile((*profile.checks, *profile.learning[3:]), tuple(profile.learning[:3]), RULES)
+    profiles = {
+        "mine": (profile, measured(profile, tmp_path / "mine")),
+        "other": (other, measured(other, tmp_path / "other")),
+    }
+    table = make_table(IDENTITY, profiles, {})
+    assert table.fit.networks == 2 * 37
+    alone = {key for each in profile.learning[3:] for key in (kernel.key for kernel in fuse(each.graph, RULES))}
+    assert table.fit.rows.keys() == alone
+
+
+def test_a_space_of_few_networks_says_that_time_is_no_help(tmp_path) -> None:
+    few = subjects(9)
+    profile = Profile(tuple(few[3:]), tuple(few[:3]), RULES)
+    with pytest.raises(ConfigError, match="got 6; mine has no more, so measure a larger space as well"):
+        make_table(IDENTITY, {"mine": (profile, measured(profile, tmp_path))}, {})
 
 
 def test_too_few_networks_make_no_table_and_say_what_to_do(profile, tmp_path) -> None:

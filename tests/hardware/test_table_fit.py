@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hardware.latency_table import KernelSums
-from hardware.table_fit import KNOTS_MB, MEGABYTE, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
+from hardware.table_fit import KNOTS_MB, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
+from hardware.whole_fit import MEGABYTE
 
 START_MS, WATCHING_MS = 0.05, 0.004
 
@@ -59,8 +60,7 @@ def true_ms(known: dict[str, tuple[float, int]], trace: NetworkTrace) -> float:
 
 
 def predicted_ms(fit: TableFit, trace: NetworkTrace) -> float:
-    sums = trace.sums({key: row.median_ms for key, row in fit.rows.items()})
-    return sums.total_ms + fit.overheads.network_ms(sums)
+    return fit.network_ms(trace.sums({key: row.median_ms for key, row in fit.rows.items()}))
 
 
 def errors(fit: TableFit, known: dict[str, tuple[float, int]]) -> list[float]:
@@ -90,11 +90,11 @@ def test_exact_traces_give_back_what_they_were_made_of(known: dict[str, tuple[fl
     for key, row in fit.rows.items():
         assert row.median_ms == pytest.approx(known[key][0], rel=1e-6), key
         assert row.spread_ms == pytest.approx(0, abs=1e-6)
-        assert row.networks == sum(each.key == key for trace in traces for each in trace.kernels)
+        assert row.networks == sum(any(each.key == key for each in trace.kernels) for trace in traces)
     for weights_mb_ in (1.0, 2.0, 4.0, 8.0, 12.0):
         assert price_ms(fit, weights_mb_) == pytest.approx(cold_ms_per_mb(weights_mb_), abs=1e-6)
-    assert set(fit.families) == {"pointwise", "depthwise", "add(#x#x#,#x#x#)"}
-    assert all(factor == pytest.approx(1, rel=1e-6) for factor in fit.families.values())
+    assert fit.networks == len(traces)
+    assert max(errors(fit, known)) < 1e-5
 
 
 def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, int]]) -> None:
@@ -129,13 +129,14 @@ def test_a_disturbed_network_moves_nothing(known: dict[str, tuple[float, int]], 
     found, expected = fit_table(broken), fit_table(quiet)
     assert found.rows.keys() == expected.rows.keys()
     for key, row in expected.rows.items():
-        assert found.rows[key].median_ms == pytest.approx(row.median_ms, rel=0.01), key
-        quiet_ones = sum(each.key == key for trace in quiet for each in trace.kernels)
+        assert found.rows[key].median_ms == pytest.approx(row.median_ms, rel=0.02), key
+        quiet_ones = sum(any(each.key == key for each in trace.kernels) for trace in quiet)
         assert found.rows[key].networks <= quiet_ones, "nothing is counted that is not used"
+    assert found.networks <= len(quiet)
     assert max(errors(found, known)) < 0.015
 
 
-def test_families_take_up_what_the_runtimes_clock_misses(known: dict[str, tuple[float, int]]) -> None:
+def test_factors_of_kernels_take_up_what_the_runtimes_clock_misses(known: dict[str, tuple[float, int]]) -> None:
     def underheard(trace: NetworkTrace) -> NetworkTrace:
         told = (
             replace(each, traced_ms=each.traced_ms - 0.05 * known[each.key][0]) if "g1)" in each.key else each
@@ -144,9 +145,10 @@ def test_families_take_up_what_the_runtimes_clock_misses(known: dict[str, tuple[
         return replace(trace, kernels=tuple(told))
 
     fit = fit_table([underheard(trace) for trace in networks(known, np.random.default_rng(1))])
-    assert fit.families["pointwise"] > 1.01
-    assert fit.families["pointwise"] > fit.families["depthwise"]
-    assert np.mean(errors(fit, known)) < 0.01
+    for family in ("k1x1", "k3x3"):
+        found = [row.median_ms / known[key][0] for key, row in fit.rows.items() if family in key]
+        assert np.mean(found) == pytest.approx(1.0, abs=0.02), "5 % were not heard of the one, none of the other"
+    assert np.mean(errors(fit, known)) < 0.005
 
 
 def test_a_kernel_that_is_faster_than_the_clock_is_never_free() -> None:

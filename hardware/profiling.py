@@ -392,6 +392,7 @@ def _conditions(profiles: Mapping[str, tuple[Profile, JobResults]]) -> dict[str,
         "load_after": list(last.load or ()) if last else None,
         "temperatures_after_c": last.temperatures_c if last else None,
         "models_timed": len(timings),
+        "networks_traced": sum(timing.traced is not None for timing in timings),
         "disturbed_in_every_attempt": sum(timing.disturbed is True for timing in timings),
         "median_spread_percent": round(
             100 * statistics.median(timing.spread_ms / timing.median_ms for timing in timings), 2

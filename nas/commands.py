@@ -24,6 +24,7 @@ from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem
 from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
+from nas.study_table import study_target
 from searchspace.network import deploy_graph
 from searchspace.references import reference, reference_names
 from searchspace.spaces import space_named
@@ -207,10 +208,8 @@ def show(name: str, trial: int | None, view: View) -> int:
         return DONE
     settings = read_study_file(folder)
     space_named(settings.space)  # one of the user's own registers the families of its members
-    target = load_target(settings.target, threads=settings.threads, runtime=settings.runtime)
-    # A member is shown as it was certified; lines per kernel follow from the spec where the table is a computation.
-    if target.tier is Tier.calibrated:
-        _print_kernels(predicted(spec_from_dict(each["spec"]), target), target)
+    target = study_target(settings, folder)
+    _print_kernels(predicted(spec_from_dict(each["spec"]), target), target)
     latency = each["latency_ms"]
     print(f"latency   {_interval(latency)}; {latency['table']}")
     print(f"macs      {each['macs']:,}")

@@ -26,13 +26,13 @@ from nas.starts import write_earlier
 from nas.storage import check_free, driver_lock, open_study
 from nas.study import Progress, Search, SearchOutcome, check_budget
 from nas.study_log import study_log
+from nas.study_table import TABLE
 from nas.tables import Wanted, make
 from searchspace.spec import read_spec
 
 logger = logging.getLogger(__name__)
 
 # The measured table that a study began with, and what was measured of its finalists.
-TABLE = "table.csv"
 MEASURED = "measured"
 # Where this machine has no table for the space yet, it is measured for so long before the first search.
 FIRST_PROFILE_S = 90.0
@@ -93,8 +93,7 @@ def reopened(settings: StudySettings, folder: Path, *, accept_table: bool = Fals
     Raises:
         ConfigError: something the study rests on has changed.
     """
-    table = folder / TABLE
-    problem = resolve(settings, table if table.exists() else None)
+    problem = resolve(settings, folder)
     record = read_study_file(folder)
     if accept_table:
         record = record.model_copy(update={"target_sha256": problem.target.sha256})

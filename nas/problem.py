@@ -1,16 +1,16 @@
 """A study's settings with every name in them resolved: the target, the space, the data and the costs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from evaluators.datasets import Dataset, open_dataset
 from evaluators.scores import SCORES, Score
 from evaluators.static import StaticCosts
-from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError, nearest
-from hardware.targets import Target, load_target
+from hardware.targets import Target
 from nas.settings import StudyFile, StudySettings
+from nas.study_table import study_target
 from searchspace.choosers import Genes, replay
 from searchspace.space import Space, Task, member, narrowed
 from searchspace.spaces import space_named
@@ -45,17 +45,15 @@ class Problem:
     costs: StaticCosts
 
 
-def resolve(settings: StudySettings, table: Path | None = None) -> Problem:
-    """The problem that the settings describe; table is a measured one to use in place of the machine's own.
+def resolve(settings: StudySettings, folder: Path | None = None) -> Problem:
+    """The problem that the settings describe; folder is that of a study which has a latency table of its own.
 
     Raises:
         ConfigError, DataError, ValueError: a name is unknown or the data are damaged.
     """
     if settings.score not in SCORES:
         raise ConfigError(f"score: unknown score {settings.score!r}; {nearest(settings.score, list(SCORES))}")
-    target = load_target(settings.target, threads=settings.threads, runtime=settings.runtime, table=table)
-    if isinstance(target.latency_model, ProfiledModel):
-        target = replace(target, latency_model=ProfiledModel(target.latency_model.profiled, settings.space))
+    target = study_target(settings, folder)
     data = DataKey(settings.data, settings.seed, settings.data_limit)
     opened = dataset(data)
     task = Task(opened.channels, opened.num_classes)

@@ -99,7 +99,10 @@ def _print(table: ProfiledTable, space: str) -> None:
     conditions = table.conditions
     print(f"table     {table.name}")
     print(f"device    {table.identity.cpu}, {table.identity.cores} cores; {table.identity.device}")
-    print(f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks, others are fitted to them")
+    print(
+        f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks of {conditions['networks_traced']}, "
+        "the others were disturbed; further kernels are fitted to them"
+    )
     print(
         f"quality   {conditions['models_timed']} timings, {conditions['disturbed_in_every_attempt']} disturbed each "
         f"time, median spread {conditions['median_spread_percent']:.1f} %"
@@ -135,7 +138,7 @@ def _print_certificate(certificate: Certificate, space: str) -> None:
             miss.network,
             f"{miss.measured_ms:.4g}",
             f"{miss.predicted_ms:.4g}",
-            f"{_off(miss.predicted_ms, miss.measured_ms)}",
+            _off(miss.predicted_ms, miss.measured_ms),
         ]
         for miss in certificate.worst
     )

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hardware.board import JOBS, SAMPLES
@@ -54,6 +55,7 @@ class Wanted:
     time_s: float
 
 
+@lru_cache(maxsize=4)
 def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAWN, checks: int = CHECKS) -> Profile:
     """The networks to run for a space, always the same ones in the same order.
 

@@ -1,7 +1,7 @@
 """A network taken apart: its blocks in both forms, and where its time goes on the device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -12,12 +12,11 @@ from evaluators.image_files import DataError
 from hardware.kernels import fuse, fused_chains
 from hardware.latency_table import UnmeasuredKernel
 from hardware.ops import Shape
-from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError
-from hardware.targets import Target, load_target
-from nas.driver import TABLE
+from hardware.targets import Target
 from nas.problem import candidate
 from nas.settings import StudyFile
+from nas.study_table import study_target
 from searchspace.choosers import UnknownGene
 from searchspace.network import deploy_graph
 from searchspace.references.comparison import BlockCounts, Counts, block_counts
@@ -118,7 +117,7 @@ def _anatomy(timing: Timing, folder: Path | None, spec: ArchSpec) -> Anatomy:
     kernels: tuple[KernelTime, ...] = ()
     untimed = None
     try:
-        target = study_target(timing, folder)
+        target = _same_target(timing, folder)
         graph = deploy_graph(spec)
         kernels = tuple(
             KernelTime(_block_of(graph.nodes[chain[0]].name), kernel.key, latency.value_ms, latency.tier.value)
@@ -140,24 +139,15 @@ def _anatomy(timing: Timing, folder: Path | None, spec: ArchSpec) -> Anatomy:
     )
 
 
-def study_target(timing: Timing, folder: Path | None) -> Target:
+def _same_target(timing: Timing, folder: Path | None) -> Target:
     """The target of a study with the table that it began with.
 
     Raises:
         ConfigError: the target is not known here, its table is another one, or the table is damaged.
     """
-    table = folder / TABLE if folder is not None else None
-    target = load_target(
-        timing.target,
-        threads=timing.threads,
-        runtime=timing.runtime,
-        table=table if table is not None and table.exists() else None,
-    )
+    target = study_target(timing, folder)
     if target.sha256 != timing.sha256:
         raise ConfigError(f"the latency table of {timing.target} is another one here than the study was searched with")
-    model = target.latency_model
-    if isinstance(model, ProfiledModel):
-        return replace(target, latency_model=ProfiledModel(model.profiled, timing.space))
     return target
 
 

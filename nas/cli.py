@@ -71,6 +71,7 @@ def _report_error(error: Exception) -> int:
     from hardware.latency_table import UnmeasuredKernel
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
+    from nas.long_training import TrainingFailed
     from nas.quantities import QuantityError
     from nas.storage import StorageLost
     from nas.study import InfeasibleBudget
@@ -82,7 +83,7 @@ def _report_error(error: Exception) -> int:
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
-    elif code == BROKE and not isinstance(error, TransportError | StorageLost):
+    elif code == BROKE and not isinstance(error, TransportError | StorageLost | TrainingFailed):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)
@@ -147,6 +148,22 @@ def build_parser() -> _Parser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new or empty folder")
     export.add_argument("--force", action="store_true", help="replace members in a folder that is not empty")
     _add_voice(export)
+
+    train = add("train", _train, "train a member of a study, a published network or a spec to the end, and export it")
+    train.add_argument("model", help="STUDY:TRIAL, a spec file or a published network")
+    train.add_argument("--epochs", type=int, required=True, metavar="N", help="how long; the learning rate follows it")
+    train.add_argument("--data", help="as for search; default: the study's, or digits")
+    train.add_argument("--data-limit", type=int, metavar="N", help="use at most so many training images")
+    train.add_argument("--seed", type=int, help="where all randomness comes from; default: the study's, or 0")
+    train.add_argument("--recipe", type=Path, metavar="FILE", help="YAML with what to change of the data's recipe")
+    train.add_argument("--target", help="say what it takes on this device; default: the study's")
+    train.add_argument("--threads", type=int, metavar="N", help="threads on the device")
+    train.add_argument("--runtime", metavar="R", help="the device's runtime")
+    train.add_argument("--checkpoint-every", type=int, metavar="N", help="epochs between; default: about a minute")
+    train.add_argument("--out", type=Path, metavar="DIR", help="where to, and where the same command goes on from")
+    train.add_argument("--studies", type=Path, default=Path("studies"), metavar="DIR", help="where studies are kept")
+    _add_families(train)
+    _add_voice(train)
 
     report = add("report", _report, "one HTML file about a study that needs nothing beside itself")
     _add_study(report)
@@ -327,6 +344,27 @@ def _report(options: argparse.Namespace) -> int:
 
     view = View(options.studies, options.json, options.quiet)
     return report(options.study, options.out, options.svg, options.png, view)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from nas.commands import View
+    from nas.train_command import TrainWords, train
+
+    _import_families(options.module)
+    words = TrainWords(
+        model=options.model,
+        epochs=options.epochs,
+        data=options.data,
+        data_limit=options.data_limit,
+        seed=options.seed,
+        target=options.target,
+        threads=options.threads,
+        runtime=options.runtime,
+        recipe=options.recipe,
+        checkpoint_every=options.checkpoint_every,
+        out=options.out,
+    )
+    return train(words, View(options.studies, options.json, options.quiet))
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -100,8 +100,8 @@ def _print(table: ProfiledTable, space: str) -> None:
     print(f"table     {table.name}")
     print(f"device    {table.identity.cpu}, {table.identity.cores} cores; {table.identity.device}")
     print(
-        f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks of {conditions['networks_traced']}, "
-        "the others were disturbed; further kernels are fitted to them"
+        f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks of "
+        f"{conditions['networks_traced']}, the others were disturbed; further kernels are fitted to them"
     )
     print(
         f"quality   {conditions['models_timed']} timings, {conditions['disturbed_in_every_attempt']} disturbed each "

@@ -74,7 +74,7 @@ def _report_error(error: Exception) -> int:
     from nas.long_training import TrainingFailed
     from nas.quantities import QuantityError
     from nas.storage import StorageLost
-    from nas.study import InfeasibleBudget
+    from nas.study import InfeasibleBudget, TooManyFailures
     from searchspace.spec import SpecError
 
     codes = {InfeasibleBudget: INFEASIBLE} | dict.fromkeys(
@@ -83,7 +83,7 @@ def _report_error(error: Exception) -> int:
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
-    elif code == BROKE and not isinstance(error, TransportError | StorageLost | TrainingFailed):
+    elif code == BROKE and not isinstance(error, TransportError | StorageLost | TrainingFailed | TooManyFailures):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)

@@ -150,7 +150,7 @@ class Ladder:
             each, result = out.pop(finished.handle), finished.result
             number = each.candidate.number
             if isinstance(result, Failure):
-                self._keep_failure(self._key(each, rung.epochs), result)
+                self._keep_failure(each, rung.epochs, result)
             elif isinstance(result, Climbed):
                 assert result.state is not None
                 write_checkpoint(result.state, self._state_path(number))
@@ -213,9 +213,10 @@ class Ladder:
                 logger.warning("%s %s failed: %s", what, each.candidate.number, failure.reason)
         return told
 
-    def _keep_failure(self, key: Key, failure: Failure) -> None:
+    def _keep_failure(self, each: Finalist, epochs: int, failure: Failure) -> None:
+        key = self._key(each, epochs)
         if failure.lasting:
-            self._results.add(key, failure)
+            self._results.add(key, failure, each.candidate.spec)
         else:
             self._broken[key] = failure
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluators.evaluator import Failure, Outcome
 from hardware.strict_yaml import ConfigError
+from searchspace.spec import ArchSpec, spec_to_dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,15 @@ class ResultStore:
         """What was found, or None."""
         return self._known.get(key)
 
-    def add(self, key: Key, found: Outcome | Mapping[str, Any]) -> None:
-        """Remembers a finding for good; a later one of the same takes its place."""
+    def add(self, key: Key, found: Outcome | Mapping[str, Any], spec: ArchSpec | None = None) -> None:
+        """Remembers a finding for good; a later one of the same takes its place.
+
+        `spec` stands in the file beside a failure, so that who reads of it can make it happen again.
+        """
         line: dict[str, Any] = {"arch": key.arch_id, "fidelity": key.fidelity}
         line |= {"failure": found.reason} if isinstance(found, Failure) else {"values": dict(found)}
+        if isinstance(found, Failure) and spec is not None:
+            line["spec"] = spec_to_dict(spec)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
             file.flush()

@@ -9,8 +9,8 @@ sampler's state needs to be kept.
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 # How many candidates may be out at once. Part of what a study is: another number would give other proposals.
 WINDOW = 8
+
+# More failures than half of so many candidates in a row end a search.
+FAILURES_AMONG = 50
 
 # Longer than any network takes.
 OUT_OF_QUESTION_MS = 1e9
@@ -84,6 +87,19 @@ class Evaluated:
     cost: StaticCost
     outcome: Outcome
     score: float | None
+
+
+class TooManyFailures(Exception):
+    """More than half of the last candidates failed, so that searching on would only cost time."""
+
+    def __init__(self, failed: Sequence[Evaluated], looked_at: int) -> None:
+        reasons = Counter(each.outcome.reason for each in failed if isinstance(each.outcome, Failure))
+        (reason, count), *_ = reasons.most_common(1)
+        example = next(each.arch_id for each in failed if each.outcome == Failure(reason))
+        super().__init__(
+            f"{len(failed)} of the last {looked_at} candidates failed, so the search stops; {count} times: {reason} "
+            f"(the first of them is {example}; results.jsonl has its spec)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +264,8 @@ class Search:
                 raise EvaluationsBroken(finished.result)
             pending = self._out.pop(finished.handle)
             pending.outcome = finished.result
-            self._results.add(Key(pending.proposal.arch_id, EARLY), finished.result)
+            proposal = pending.proposal
+            self._results.add(Key(proposal.arch_id, EARLY), finished.result, proposal.spec)
 
     def _tell(self, pending: _Pending) -> None:
         proposal, outcome = pending.proposal, pending.outcome
@@ -271,6 +288,10 @@ class Search:
             self._sampling.tell_scored(trial, score, cost.latency.value_ms)
         number = self._keep(self._sampling.frozen(trial))
         self._evaluated.append(Evaluated(number, proposal.spec, proposal.arch_id, cost, outcome, score))
+        recent = self._evaluated[-FAILURES_AMONG:]
+        failed = [each for each in recent if each.score is None]
+        if len(failed) > FAILURES_AMONG // 2:
+            raise TooManyFailures(failed, len(recent))
 
     def _keep(self, trial: optuna.trial.FrozenTrial) -> int:
         number = len(self._evaluated)

@@ -19,14 +19,14 @@ from hardware.strict_yaml import ConfigError
 from nas import proposals, sampling
 from nas.jobs import early_job
 from nas.storage import open_study
-from nas.study import RESULTS, WINDOW, EvaluationsBroken, InfeasibleBudget, Search, check_budget
+from nas.study import RESULTS, WINDOW, EvaluationsBroken, InfeasibleBudget, Search, TooManyFailures, check_budget
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.part import Part, Question
 from searchspace.space import Entrance, Space
-from searchspace.spec import deploy_id, read_spec, spec_id, write_spec
-from tests.nas.conftest import FormulaExecutor, Stopped, formula
+from searchspace.spec import deploy_id, read_spec, spec_from_dict, spec_id, write_spec
+from tests.nas.conftest import FormulaExecutor, Stopped, formula, share
 
 
 def durable_trials(folder, name="study", url=None):
@@ -233,6 +233,51 @@ def test_what_is_no_candidates_fault_stops_the_search_and_is_not_held_against_an
     assert "No space left" not in results
     assert len(results.splitlines()) == 11
     assert run_search(FormulaExecutor()).evaluated == whole[1]
+
+
+@pytest.mark.parametrize(("every", "stops_at"), [(1, 26), (2, None), (3, None)])
+def test_a_search_stops_when_more_than_half_of_the_last_fifty_failed(run_search, changed, every, stops_at):
+    seen = []
+
+    def answer(spec):
+        seen.append(spec)
+        fails = len(seen) % every == 0
+        return Failure("ValueError: it cannot be built") if fails else formula_without_failures(spec)
+
+    longer = changed(trials=80, sampler="random")
+    if stops_at is None:
+        outcome = run_search(FormulaExecutor(answer=answer), own_problem=longer)
+        assert outcome.progress.failed == 80 // every
+        return
+    with pytest.raises(TooManyFailures) as caught:
+        run_search(FormulaExecutor(answer=answer), own_problem=longer)
+    first = spec_id(seen[0])
+    assert str(caught.value) == (
+        "26 of the last 26 candidates failed, so the search stops; 26 times: ValueError: it cannot be built "
+        f"(the first of them is {first}; results.jsonl has its spec)"
+    )
+    lines = [json.loads(line) for line in (run_search.folder / "study" / "results.jsonl").read_text().splitlines()]
+    assert [spec_from_dict(line["spec"]) for line in lines] == seen
+    # What failed is not tried again; the search is as much at its end as it was.
+    again = FormulaExecutor(answer=answer)
+    with pytest.raises(TooManyFailures):
+        run_search(again, own_problem=longer)
+    assert len(again.specs) <= WINDOW
+
+
+def test_failures_of_long_ago_are_forgiven(run_search, changed):
+    seen = []
+
+    def answer(spec):
+        seen.append(spec)
+        return Failure("no") if len(seen) <= 25 else formula_without_failures(spec)
+
+    outcome = run_search(FormulaExecutor(answer=answer), own_problem=changed(trials=80, sampler="random"))
+    assert outcome.progress.failed == 25
+
+
+def formula_without_failures(spec):
+    return {"dispersion": share(spec_id(spec)), "dispersion_start": 0.0, "loss": 2.0, "seconds": 0.1}
 
 
 def test_a_crash_between_the_two_files_of_a_study_is_made_good(whole, run_search):

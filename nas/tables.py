@@ -61,10 +61,11 @@ def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAW
 
     The checks are drawn first and kept apart: nothing is learnt from a network that computes the same as one of them.
     """
-    rng = random.Random(f"profile {space.name}")
+    held_out, rng = random.Random(f"checks {space.name}"), random.Random(f"profile {space.name}")
     subjects: dict[str, Subject] = {}
     for index in range(drawn + checks):
-        spec = member(space, random_choice(rng), TASKS[index % len(TASKS)])
+        choose = random_choice(held_out if index < checks else rng)
+        spec = member(space, choose, TASKS[index % len(TASKS)])
         subjects.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
     every = list(subjects.values())
     return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,9 @@ OnMeasured = Callable[[int, int, float], None]
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
 CHECKS = 100
+# What little time there is goes into learning: a check, which is timed three times, for so many networks.
+FEWEST_CHECKS = 12
+NETWORKS_PER_CHECK = 12
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
 EXPECTED_S = 0.25
 
@@ -105,10 +108,16 @@ def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str
     known = len(load_results(folder).timings) if has_results(folder) else 0
     # What was asked for before stays in the list: a device may bring results of it at any time.
     asked = {job.id for job in load_jobs(folder).jobs} if (folder / JOBS).exists() else set()
-    before = max((index for index, each in enumerate(profile.learning, 1) if f"l-{each.name}" in asked), default=0)
-    short = Profile(profile.learning[: max(count + known, before)], profile.checks, profile.rules)
+    learning = max(count + known, _last(profile.learning, "l-", asked))
+    checks = max(FEWEST_CHECKS, count // NETWORKS_PER_CHECK, _last(profile.checks, "c1-", asked))
+    short = Profile(profile.learning[:learning], profile.checks[:checks], profile.rules)
     bench = Bench(described.runtime, wanted.threads, None, RUNTIMES[described.runtime].write_timed)
     return folder, prepare(short, folder, bench, time_s=wanted.time_s)
+
+
+def _last(subjects: Sequence[Subject], kind: str, asked: Collection[str]) -> int:
+    """How many subjects there are up to the last that was asked for."""
+    return max((index for index, each in enumerate(subjects, 1) if f"{kind}{each.name}" in asked), default=0)
 
 
 def job_folder(wanted: Wanted, described: TargetFile) -> Path:

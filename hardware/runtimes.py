@@ -1,10 +1,9 @@
-"""The runtimes that run models on this machine: how a model gets into each one's files, is run and is timed."""
+"""The runtimes that run models on this machine: how a model gets into each one's files, and is run."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -15,19 +14,13 @@ from hardware.isolated import Failed
 from hardware.runners import mnn, ncnn, onnxruntime
 
 
-class OpenTimed(Protocol):
-    """Loads a model file; what comes back runs it once, on noise, when it is called."""
-
-    def __call__(self, path: Path, /, *, threads: int) -> Callable[[], None]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """One runtime; `library` is what pip calls it, `suffix` what the files end with that it loads.
 
     Writing goes on after a model that cannot be written and says why; `write_timed` writes networks without weights of
-    their own that take as long as those with. `run` and `open_timed` raise `ConfigError` for a file that the runtime
-    cannot load, if it does not crash: see `hardware.isolated`.
+    their own that take as long as those with. `run` raises `ConfigError` for a file that the runtime cannot load, if it
+    does not crash: see `hardware.isolated`.
     """
 
     name: str
@@ -36,7 +29,6 @@ class Runtime:
     write_models: Callable[[Sequence[tuple[DeployModel, Path]]], Iterable[Path | Failed]]
     write_timed: Callable[[Sequence[tuple[DeployGraph, Path]]], Iterable[Path | Failed]]
     run: Callable[[Path, FloatArray], FloatArray]
-    open_timed: OpenTimed
 
 
 def _write_onnx_models(models: Sequence[tuple[DeployModel, Path]]) -> Iterator[Path | Failed]:
@@ -110,7 +102,6 @@ RUNTIMES: Mapping[str, Runtime] = {
             _write_onnx_models,
             _write_onnx_timed,
             onnxruntime.run,
-            onnxruntime.open_timed,
         ),
         Runtime(
             "ncnn",
@@ -119,8 +110,7 @@ RUNTIMES: Mapping[str, Runtime] = {
             _write_ncnn_models,
             _write_ncnn_timed,
             ncnn.run,
-            ncnn.open_timed,
         ),
-        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_timed, mnn.run, mnn.open_timed),
+        Runtime("mnn", "MNN", ".mnn", _write_mnn_models, _write_mnn_timed, mnn.run),
     )
 }

@@ -1,4 +1,4 @@
-"""MNN on this machine's processor: its converter, what a model computes, and a call that runs it once.
+"""MNN on this machine's processor: its converter, and what a model computes.
 
 The converter is called as the library it is. The command `mnnconvert` and `MNN.tools` install a package with pip and
 report to a server of their authors when they are imported, which a tool that also works without a network must not do.
@@ -10,20 +10,16 @@ import ctypes
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hardware.board import MNN_SMALLER_TILES
 from hardware.graph import FloatArray
 from hardware.strict_yaml import ConfigError
-
-# The hint WINOGRAD_MEMORY_LEVEL at 1. Left at 3, a 3x3 convolution runs on tiles so large that their rounding errors
-# reach 3e-4 of the largest output; at 1 they stay at 1e-6, and networks take 0 to 8 % longer. An application has to set
-# the same hint to get the same numbers: setSessionHint(Interpreter::WINOGRAD_MEMORY_LEVEL, 1).
-_SMALLER_WINOGRAD_TILES = (3, 1)
 
 
 def convert(onnx_file: Path, mnn_file: Path) -> Path:
@@ -50,7 +46,7 @@ def run(mnn_file: Path, images: FloatArray) -> FloatArray:
     Raises:
         ConfigError: MNN cannot load it or fails while it runs.
     """
-    interpreter, session = _open(mnn_file, threads=1)
+    interpreter, session = _open(mnn_file)
     entering = interpreter.getSessionInput(session)
     results = []
     for image in np.ascontiguousarray(images, np.float32)[:, None]:
@@ -65,28 +61,7 @@ def run(mnn_file: Path, images: FloatArray) -> FloatArray:
     return output
 
 
-def open_timed(mnn_file: Path, *, threads: int = 1) -> Callable[[], None]:
-    """A call that runs the model once, on noise that is always the same.
-
-    The session is kept, as an application keeps it: memory is planned and kernels are chosen once, and the input lies
-    in MNN's own layout already.
-
-    Raises:
-        ConfigError: MNN cannot load it, or fails while it runs it for the first time.
-    """
-    interpreter, session = _open(mnn_file, threads)
-    rng = np.random.default_rng(0)
-    for tensor in interpreter.getSessionInputAll(session).values():
-        tensor.copyFrom(_tensor(rng.standard_normal(tensor.getShape(), np.float32)))
-
-    def run_once() -> None:
-        _run_session(interpreter, session)
-
-    run_once()
-    return run_once
-
-
-def _open(mnn_file: Path, threads: int) -> tuple[Any, Any]:
+def _open(mnn_file: Path) -> tuple[Any, Any]:
     if not mnn_file.is_file():
         raise ConfigError(f"{mnn_file}: no such file")
     session = None
@@ -95,8 +70,8 @@ def _open(mnn_file: Path, threads: int) -> tuple[Any, Any]:
 
         try:
             interpreter = MNN.Interpreter(str(mnn_file))
-            interpreter.setSessionHint(*_SMALLER_WINOGRAD_TILES)
-            session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": threads})
+            interpreter.setSessionHint(*MNN_SMALLER_TILES)
+            session = interpreter.createSession({"backend": "CPU", "precision": "high", "numThread": 1})
         except Exception as error:
             # Its errors have no class of their own.
             printed.append(str(error))

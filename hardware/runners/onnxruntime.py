@@ -1,32 +1,27 @@
-"""ONNX Runtime on this machine's processor: what a model computes, and what that takes."""
+"""ONNX Runtime on this machine's processor: what a model computes, and what it asks for."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
+from hardware.board import onnxruntime_options
 from hardware.graph import FloatArray
 from hardware.strict_yaml import ConfigError
 
 
-def open_session(model: onnx.ModelProto | Path, threads: int = 1) -> Any:
-    """A session that runs one operation after another on so many threads, which sleep between runs.
+def open_session(model: onnx.ModelProto | Path) -> Any:
+    """A session on one thread.
 
     Raises:
         ConfigError: ONNX Runtime cannot load the model.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, onnxruntime_options(threads=1), providers=["CPUExecutionProvider"])
     except Exception as error:
         # The runtime's errors share no class of their own; all of them mean that it cannot load the model.
         name = model if isinstance(model, Path) else "the model"
@@ -41,26 +36,6 @@ def run(model: onnx.ModelProto | Path, images: FloatArray) -> FloatArray:
     parts = [np.ascontiguousarray(images[start : start + batch], np.float32) for start in range(0, len(images), batch)]
     output: FloatArray = np.concatenate([session.run(None, {entering.name: part})[0] for part in parts])
     return output
-
-
-def open_timed(model: onnx.ModelProto | Path, *, threads: int = 1) -> Callable[[], None]:
-    """A call that runs the model once at batch 1, on noise that is always the same.
-
-    Raises:
-        ConfigError: ONNX Runtime cannot load the model.
-    """
-    session = open_session(model, threads)
-    rng = np.random.default_rng(0)
-    feed = {
-        entry.name: rng.standard_normal([size if isinstance(size, int) else 1 for size in entry.shape], np.float32)
-        for entry in session.get_inputs()
-    }
-
-    def run_once() -> None:
-        session.run(None, feed)
-
-    run_once()
-    return run_once
 
 
 def inputs_and_output(model: Path) -> tuple[list[tuple[str, tuple[int, ...]]], str]:

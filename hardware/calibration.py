@@ -1,57 +1,59 @@
-"""From published totals of whole networks to what a kernel costs, and how far that can be trusted.
+"""From published totals of whole networks to what counted instructions cost, and how far that can be trusted.
 
-Two steps, both without an intercept and without negative costs. First a closed formula for the instructions that
-each family of layers executes, fitted on counts per layer. Then the time that instructions take, fitted on the
-published latencies of whole networks: at one thread one constant, at four threads one per group of families and one
-for the bytes of the activations, because a core waits for memory that four of them share. Errors are relative
-throughout, so that small networks count as much as large ones.
+The instructions of every benchmark network are counted; what they cost on a board follows from the published latencies,
+without an intercept and without negative costs. At one thread that is one constant, and on cores that run instructions
+in order, which wait for the memory themselves, a second one for the bytes that are moved. With several threads,
+multiplying, Winograd and elementwise layers gain differently, and the bytes are what the cores share. Errors are
+relative throughout, so that small networks count as much as large ones.
 
-The report leaves each network out in turn and refits *both* steps without it.
+The report leaves each network out in turn. Beyond it, the smallest third of the networks is predicted from the larger
+two thirds, because what a search looks for is smaller still.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from hardware.least_squares import nonnegative_least_squares
-from hardware.ncnn_layers import (
-    AMOUNTS,
-    THREAD_GROUPS,
-    Formula,
-    Layer,
-    Work,
-    instructions,
-    moved_bytes,
-    thread_group,
-    work,
-)
+from hardware.ncnn_layers import THREAD_GROUPS, Layer, moved_bytes, thread_group, work
+from hardware.published import PublishedRow
+from hardware.strict_yaml import ConfigError
 
 Array = npt.NDArray[np.float64]
 
-# What a layer costs that does nothing: the median of ncnn's Split and Noop layers in layers.csv. A constant per layer
-# cannot be told from the rest where all benchmark layers are large, and a free one would then dominate small networks.
-EMPTY_LAYER_INSTRUCTIONS = 1000.0
-_LARGE_ONLY = ("conv", "winograd", "stem", "depthwise", "max_pool", "average_pool")
+# What time is made of, in the order of the costs: millions of instructions of each group, and megabytes.
+COSTS = (*THREAD_GROUPS, "megabyte")
 
-# What time is made of, in the order of the costs.
-COSTS = (*THREAD_GROUPS, "activation_megabyte")
+# Which of these share a constant, by the name of the model.
+MODELS: Mapping[str, tuple[tuple[int, ...], ...]] = {
+    "instructions": ((0, 1, 2),),
+    "instructions and bytes": ((0, 1, 2), (3,)),
+    "groups and bytes": ((0,), (1,), (2,), (3,)),
+}
+
+# A board whose error is not below this is listed with its published totals and predicts nothing.
+BAR_PERCENT = 10.0
+
+# Counts of the runtime as it is today, and of the version that the first figures were published for.
+COUNTED = "instructions"
+COUNTED_THEN = "instructions_20211208"
 
 _MILLION = 1e6
-_DIGITS = 5
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The layers of the benchmark networks with their executed instructions, and the networks' published latencies."""
+    """The benchmark networks: amounts of each of `COSTS` by today's counts and by those of 20211208, multiply-adds."""
 
-    layers: Mapping[str, Sequence[Layer]]
-    counts: Mapping[str, Array]
-    published_ms: Mapping[int, Mapping[str, float]]
+    amounts: Mapping[str, Array]
+    amounts_then: Mapping[str, Array]
+    macs: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,28 @@ class NetworkError:
         """Signed: negative is too fast."""
         return 100 * (self.predicted_ms / self.published_ms - 1)
 
+    @property
+    def ratio(self) -> float:
+        """Measured over predicted."""
+        return self.published_ms / self.predicted_ms
+
 
 @dataclass(frozen=True)
 class Report:
-    """The leave-one-network-out errors of one number of threads."""
+    """How a board with a number of threads is predicted.
 
+    rows are predicted with each network left out in turn, small_rows are the smallest third predicted from the larger
+    two thirds, and small_ratios the least and the most that one of the smallest takes of what is predicted, in both and
+    by both versions' counts.
+    """
+
+    target: str
     threads: int
+    model: str
+    costs: tuple[float, ...]
     rows: tuple[NetworkError, ...]
+    small_rows: tuple[NetworkError, ...]
+    small_ratios: tuple[float, float]
     macs_only_mape_percent: float
 
     @property
@@ -93,196 +110,220 @@ class Report:
         return float(self.absolute_percent.max())
 
     @property
+    def small_mape_percent(self) -> float:
+        return float(np.mean([abs(row.percent) for row in self.small_rows]))
+
+    @property
+    def small_bias_percent(self) -> float:
+        return float(np.mean([row.percent for row in self.small_rows]))
+
+    @property
     def spearman(self) -> float:
         return spearman([row.published_ms for row in self.rows], [row.predicted_ms for row in self.rows])
 
     @property
-    def measured_over_predicted(self) -> tuple[float, float]:
-        """The 5 % and 95 % quantiles."""
-        low, high = np.quantile([row.published_ms / row.predicted_ms for row in self.rows], (0.05, 0.95))
-        return float(low), float(high)
+    def inside_ratios(self) -> tuple[float, float]:
+        """Measured over predicted: the 5 % and the 95 % quantile, and no less than the prediction itself."""
+        low, high = np.quantile([row.ratio for row in self.rows], (0.05, 0.95))
+        return min(1.0, float(low)), max(1.0, float(high))
+
+    @property
+    def outside_ratios(self) -> tuple[float, float]:
+        """Measured over predicted where no network was published: wide enough for the smallest networks too."""
+        low, high = self.inside_ratios
+        return min(low, self.small_ratios[0]), max(high, self.small_ratios[1])
+
+    @property
+    def calibrates(self) -> bool:
+        return self.mape_percent < BAR_PERCENT
 
     def share_within(self, percent: float) -> float:
         """Percent of the networks whose error is at most so large."""
         return float(100 * (self.absolute_percent <= percent).mean())
 
 
-def read_benchmark(folder: Path) -> Benchmark:
-    """The fp32 networks of `folder`/layers.csv and `folder`/published.csv.
+def read_layers(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of benchmark layers, as they stand there."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def layer_of(row: Mapping[str, str]) -> Layer:
+    """The layer that a row describes."""
+    height, width = row["kernel"].split("x")
+
+    def shape(side: str) -> tuple[int, int, int]:
+        return int(row[f"{side}_channels"]), int(row[f"{side}_height"]), int(row[f"{side}_width"])
+
+    return Layer(
+        kind=row["kind"],
+        in_shape=shape("in"),
+        out_shape=shape("out"),
+        read=int(row["read"]),
+        kernel=(int(height), int(width)),
+        stride=int(row["stride"]),
+        groups=int(row["groups"]),
+        activation=row["activation"],
+    )
+
+
+def read_benchmark(path: Path) -> Benchmark:
+    """The benchmark networks of a file of layers."""
+    amounts: dict[str, Array] = {}
+    then: dict[str, Array] = {}
+    macs: dict[str, float] = {}
+    for row in read_layers(path):
+        name, layer = row["network"], layer_of(row)
+        group = THREAD_GROUPS.index(thread_group(work(layer).family))
+        for column, totals in ((COUNTED, amounts), (COUNTED_THEN, then)):
+            total = totals.setdefault(name, np.zeros(len(COSTS)))
+            total[group] += float(row[column]) / _MILLION
+            total[-1] += moved_bytes(layer) / _MILLION
+        macs[name] = macs.get(name, 0.0) + _macs(layer)
+    return Benchmark(amounts, then, macs)
+
+
+def _macs(layer: Layer) -> float:
+    if layer.kind not in ("conv", "fc", "fc_unpacked"):
+        return 0.0
+    return float(prod(layer.out_shape) * (layer.in_shape[0] // layer.groups) * prod(layer.kernel))
+
+
+def model_for(threads: int, *, in_order: bool) -> str:
+    """Which of `MODELS` holds on such cores."""
+    if threads > 1:
+        return "groups and bytes"
+    return "instructions and bytes" if in_order else "instructions"
+
+
+def fit_costs(model: str, amounts: Array, published_ms: Array) -> Array:
+    """What each of `COSTS` takes in ms; amounts is (networks, costs).
 
     Raises:
-        ValueError: the two files do not speak of the same networks.
+        ConfigError: there are fewer networks than the model has constants, and one.
     """
-    table = pd.read_csv(folder / "layers.csv", keep_default_na=False)
-    published = pd.read_csv(folder / "published.csv").query("precision == 'fp32'")
-    if set(table["network"]) != set(published["network"]):
-        difference = sorted(set(table["network"]) ^ set(published["network"]))
-        raise ValueError(f"layers.csv and published.csv must have the same fp32 networks, they differ in {difference}")
-    groups = {str(name): rows for name, rows in table.groupby("network")}
-    return Benchmark(
-        layers={name: [_layer(row) for row in rows.to_dict("records")] for name, rows in groups.items()},
-        counts={name: rows["instructions"].to_numpy(dtype=np.float64) for name, rows in groups.items()},
-        published_ms={
-            int(str(threads)): dict(zip(rows["network"], rows["mean_ms"], strict=True))
-            for threads, rows in published.groupby("threads")
-        },
-    )
+    shared = MODELS[model]
+    if len(published_ms) <= len(shared):
+        raise ConfigError(
+            f"calibration: a model of {model} has {len(shared)} constants and needs more networks than that, got "
+            f"{len(published_ms)}; publish or measure more networks"
+        )
+    matrix = np.stack([amounts[:, list(columns)].sum(axis=1) for columns in shared], axis=1)
+    found = nonnegative_least_squares(matrix / published_ms[:, None], np.ones(len(published_ms)))
+    costs = np.zeros(len(COSTS))
+    for columns, value in zip(shared, found, strict=True):
+        costs[list(columns)] = value
+    return costs
 
 
-def _layer(row: Mapping[Hashable, object]) -> Layer:
-    height, width = str(row["kernel"]).split("x")
-    numbers = {name: int(str(value)) for name, value in row.items() if name not in _TEXT_COLUMNS}
-    return Layer(
-        kind=str(row["kind"]),
-        in_shape=(numbers["in_channels"], numbers["in_height"], numbers["in_width"]),
-        out_shape=(numbers["out_channels"], numbers["out_height"], numbers["out_width"]),
-        read=numbers["read"],
-        kernel=(int(height), int(width)),
-        stride=numbers["stride"],
-        groups=numbers["groups"],
-        activation=str(row["activation"]),
-    )
+def calibrated(benchmark: Benchmark, rows: Iterable[PublishedRow], in_order: Mapping[str, bool]) -> list[Report]:
+    """The reports of all boards and numbers of threads, in the order of the rows; in fp32.
 
-
-_TEXT_COLUMNS = ("network", "kind", "kernel", "activation")
-
-
-def fit_formula(works: Sequence[Work], counts: Array) -> dict[str, tuple[float, ...]]:
-    """Instructions per amount for each family, with the smallest relative error on the counts per layer."""
-    rows: dict[str, list[int]] = {}
-    for index, each in enumerate(works):
-        rows.setdefault(each.family, []).append(index)
-    return {
-        family: _fit_family(family, np.array([works[index].amounts for index in members]), counts[members])
-        for family, members in rows.items()
-    }
-
-
-def _fit_family(family: str, amounts: Array, counts: Array) -> tuple[float, ...]:
-    calls = AMOUNTS.index("calls")
-    fixed = np.zeros(len(AMOUNTS))
-    used = _distinct_columns(amounts / counts[:, None])
-    if family.startswith(_LARGE_ONLY):
-        fixed[calls] = EMPTY_LAYER_INSTRUCTIONS
-        used = [column for column in used if column != calls]
-    rest = 1 - amounts @ fixed / counts
-    coefficients = fixed
-    coefficients[used] += nonnegative_least_squares(amounts[:, used] / counts[:, None], rest)
-    return tuple(float(value) for value in coefficients)
-
-
-def _distinct_columns(matrix: Array) -> list[int]:
-    """Indices of the columns that are not zero and no multiple of an earlier one, which no fit could tell apart."""
-    kept: list[int] = []
-    for index, column in enumerate(matrix.T):
-        length = np.linalg.norm(column)
-        others = matrix[:, kept]
-        if length > 0 and np.all(column @ others < (1 - 1e-12) * length * np.linalg.norm(others, axis=0)):
-            kept.append(index)
-    return kept
-
-
-def fit_costs(threads: int, amounts: Array, published_ms: Array) -> Array:
-    """What each of `COSTS` takes in ms; amounts is (networks, costs). One thread has one constant for all groups."""
-    relative = amounts / published_ms[:, None]
-    if threads > 1:
-        return nonnegative_least_squares(relative, np.ones(len(published_ms)))
-    groups = len(THREAD_GROUPS)
-    constant = nonnegative_least_squares(relative[:, :groups].sum(axis=1, keepdims=True), np.ones(len(published_ms)))
-    return np.append(np.repeat(constant, groups), 0.0)
-
-
-@dataclass(frozen=True)
-class _Network:
-    works: tuple[Work, ...]
-    counts: Array
-    megabytes: float
-    macs: float
-
-
-def _network(layers: Sequence[Layer], counts: Array) -> _Network:
-    return _Network(
-        tuple(map(work, layers)), counts, sum(map(moved_bytes, layers)) / _MILLION, float(sum(map(_macs, layers)))
-    )
-
-
-def _macs(layer: Layer) -> int:
-    if layer.kind not in ("conv", "fc", "fc_unpacked"):
-        return 0
-    return prod(layer.out_shape) * (layer.in_shape[0] // layer.groups) * prod(layer.kernel)
-
-
-def _amounts(network: _Network, formula: Formula) -> Array:
-    """Millions of instructions per thread group, and megabytes of activations."""
-    millions = dict.fromkeys(THREAD_GROUPS, 0.0)
-    for each in network.works:
-        millions[thread_group(each.family)] += instructions(each, formula) / _MILLION
-    return np.array([*millions.values(), network.megabytes])
-
-
-def _fit(networks: Sequence[_Network], families: set[str] | None = None) -> dict[str, tuple[float, ...]]:
-    """The formula of some families, None for all, on the layers of the networks."""
-    pairs = [
-        (each, count)
-        for network in networks
-        for each, count in zip(network.works, network.counts, strict=True)
-        if families is None or each.family in families
+    Raises:
+        ConfigError: a board has too few networks, one that was not counted, or one twice.
+    """
+    published: dict[tuple[str, int], dict[str, float]] = {}
+    for row in rows:
+        if row.precision != "fp32":
+            continue
+        found = published.setdefault((row.target, row.threads), {})
+        if row.network in found:
+            raise ConfigError(f"target {row.target}: {row.network} is published twice at {row.threads} threads")
+        if row.network not in benchmark.amounts:
+            raise ConfigError(
+                f"target {row.target}: the instructions of {row.network} must be counted; known: "
+                + ", ".join(sorted(benchmark.amounts))
+            )
+        found[row.network] = row.mean_ms
+    return [
+        calibrate_board(benchmark, target, threads, networks, model_for(threads, in_order=in_order[target]))
+        for (target, threads), networks in published.items()
     ]
-    return fit_formula([each for each, _ in pairs], np.array([count for _, count in pairs]))
 
 
-def leave_one_network_out(benchmark: Benchmark) -> dict[int, Report]:
-    """The report for each number of threads; formula and costs are fitted without the network that is predicted."""
-    networks = _networks(benchmark)
-    full = _fit(list(networks.values()))
-    predicted: dict[int, list[NetworkError]] = {threads: [] for threads in benchmark.published_ms}
-    for held_out, network in networks.items():
-        rest = {name: other for name, other in networks.items() if name != held_out}
-        families = {each.family for each in network.works}
-        # Families that the held out network lacks are fitted on the same layers with it and without it.
-        formula = {family: row for family, row in full.items() if family not in families}
-        formula |= _fit(list(rest.values()), families)
-        amounts = np.array([_amounts(other, formula) for other in rest.values()])
-        for threads, published in benchmark.published_ms.items():
-            costs = fit_costs(threads, amounts, np.array([published[name] for name in rest]))
-            prediction = float(_amounts(network, formula) @ costs)
-            predicted[threads].append(NetworkError(held_out, published[held_out], prediction))
-    return {
-        threads: Report(threads, tuple(rows), _macs_only_mape_percent(networks, benchmark.published_ms[threads]))
-        for threads, rows in predicted.items()
-    }
+def calibrate_board(
+    benchmark: Benchmark, target: str, threads: int, published_ms: Mapping[str, float], model: str
+) -> Report:
+    """How one board is predicted at one number of threads.
+
+    Raises:
+        ConfigError: it has fewer networks than the model has constants.
+    """
+    names = sorted(published_ms, key=lambda name: (published_ms[name], name))
+    latencies = np.array([published_ms[name] for name in names])
+    small = len(names) // 3
+    by_counts = {}
+    for version, totals in (("now", benchmark.amounts), ("then", benchmark.amounts_then)):
+        amounts = np.array([totals[name] for name in names])
+        left_out = _leave_one_out(model, amounts, latencies)
+        costs = fit_costs(model, amounts[small:], latencies[small:])
+        by_counts[version] = left_out, amounts[:small] @ costs
+    left_out, from_larger = by_counts["now"]
+    ratios = np.concatenate([latencies[:small] / each[:small] for pair in by_counts.values() for each in pair])
+    return Report(
+        target=target,
+        threads=threads,
+        model=model,
+        costs=tuple(
+            float(each) for each in fit_costs(model, np.array([benchmark.amounts[name] for name in names]), latencies)
+        ),
+        rows=_errors(names, latencies, left_out),
+        small_rows=_errors(names[:small], latencies[:small], from_larger),
+        small_ratios=(float(ratios.min()), float(ratios.max())),
+        macs_only_mape_percent=_macs_only(np.array([benchmark.macs[name] for name in names]), latencies),
+    )
 
 
-def _networks(benchmark: Benchmark) -> dict[str, _Network]:
-    return {name: _network(layers, benchmark.counts[name]) for name, layers in benchmark.layers.items()}
+def _leave_one_out(model: str, amounts: Array, latencies: Array) -> Array:
+    predicted = []
+    for index in range(len(latencies)):
+        costs = fit_costs(model, np.delete(amounts, index, axis=0), np.delete(latencies, index))
+        predicted.append(amounts[index] @ costs)
+    return np.array(predicted)
 
 
-def _macs_only_mape_percent(networks: Mapping[str, _Network], published_ms: Mapping[str, float]) -> float:
+def _errors(names: Sequence[str], published: Array, predicted: Array) -> tuple[NetworkError, ...]:
+    return tuple(
+        NetworkError(name, float(was), float(said)) for name, was, said in zip(names, published, predicted, strict=True)
+    )
+
+
+def _macs_only(macs: Array, latencies: Array) -> float:
     """The error of a * macs + b under the same protocol: what the instruction counts have to beat."""
     errors = []
-    for held_out, network in networks.items():
-        rest = [name for name in networks if name != held_out]
-        latencies = np.array([published_ms[name] for name in rest])
-        matrix = np.array([[networks[name].macs, 1.0] for name in rest]) / latencies[:, None]
+    for index in range(len(latencies)):
+        rest, known = np.delete(macs, index), np.delete(latencies, index)
+        matrix = np.stack([rest, np.ones(len(rest))], axis=1) / known[:, None]
         slope, offset = nonnegative_least_squares(matrix, np.ones(len(rest)))
-        errors.append(abs((slope * network.macs + offset) / published_ms[held_out] - 1))
+        errors.append(abs((slope * macs[index] + offset) / latencies[index] - 1))
     return float(100 * np.mean(errors))
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """The correlation of the ranks; ties share their mean rank."""
-    return float(pd.Series(first).rank().corr(pd.Series(second).rank()))
+    """The correlation of the ranks; ties share their mean rank; NaN where all of either are the same."""
+    one, other = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(np.corrcoef(one, other)[0, 1])
+
+
+def _ranks(values: Array) -> Array:
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
 
 
 def report_text(report: Report) -> str:
     """The report as a table, the worst network first."""
+    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     lines = [
-        f"{report.threads} thread{'s' if report.threads > 1 else ''}: {len(report.rows)} networks, each predicted by a "
-        "formula and costs that were fitted without it",
+        f"{report.target}, {threads}: {len(report.rows)} networks, each predicted from {report.model} by constants "
+        "that were fitted without it",
         f"mean absolute error {report.mape_percent:.1f} %, median {report.median_percent:.1f} %, "
         f"max {report.max_percent:.1f} %; within 10 %: {report.share_within(10):.0f} %, "
         f"within 20 %: {report.share_within(20):.0f} %; Spearman {report.spearman:.3f}; "
         f"from multiply-adds alone {report.macs_only_mape_percent:.0f} %",
+        f"the smallest third from the larger two thirds: {report.small_mape_percent:.1f} %, "
+        f"on average {report.small_bias_percent:+.1f} %",
         "",
         f"{'network':20} {'published ms':>12} {'predicted ms':>12} {'error %':>8}",
     ]
@@ -291,63 +332,63 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def recalibrate(folder: Path) -> str:
-    """The text of `folder`/calibration.yaml, derived anew from layers.csv and published.csv beside it.
+_DIGITS = 5
 
-    Raises:
-        ValueError: the two files do not speak of the same networks.
-    """
-    benchmark = read_benchmark(folder)
-    networks = _networks(benchmark)
-    formula = _fit(list(networks.values()))
-    amounts = np.array([_amounts(network, formula) for network in networks.values()])
-    reports = leave_one_network_out(benchmark)
-    lines = [
-        "# Generated from layers.csv and published.csv by `nas calibrate --write`; edits are lost.",
-        "",
-        "# Instructions per amount of work, by family of layers (what both mean: hardware/ncnn_layers.py).",
-        "instructions:",
-    ]
-    for family in sorted(formula):
-        row = {name: value for name, value in zip(AMOUNTS, formula[family], strict=True) if value}
-        lines.append(f"  {family}: {_flow(row)}")
-    lines += ["", "# ms per million instructions of each thread group, and per megabyte of activations.", "costs:"]
-    for threads, published in sorted(benchmark.published_ms.items()):
-        costs = fit_costs(threads, amounts, np.array([published[name] for name in networks]))
-        lines.append(f"  {threads}: {_flow(dict(zip(COSTS, costs, strict=True)))}")
-    lines += [
-        "",
-        "# Each network predicted by what was fitted without it. The ratios are measured over predicted, at the 5 %",
-        "# and the 95 % quantile; the range is from the fastest to the slowest published network.",
-        "errors:",
-    ]
-    for threads, report in sorted(reports.items()):
-        lines.append(f"  {threads}: {_flow(error_row(report))}")
-    return "\n".join(lines) + "\n"
+# How a report stands in calibration.csv, beside the costs.
+SUMMARY: Mapping[str, str] = {
+    "networks": "how many were published",
+    "mape_percent": "mean absolute error, each network left out in turn",
+    "median_percent": "its median",
+    "max_percent": "its largest",
+    "within_10_percent": "percent of the networks",
+    "within_20_percent": "percent of the networks",
+    "spearman": "correlation of the ranks",
+    "macs_only_percent": "mean absolute error of a multiple of the multiply-adds and a constant",
+    "small_mape_percent": "mean absolute error of the smallest third, from the larger two thirds",
+    "small_bias_percent": "its mean with sign; negative is too fast",
+    "low_ratio": "measured over predicted, 5 % quantile",
+    "high_ratio": "measured over predicted, 95 % quantile",
+    "outside_low_ratio": "the least of the smallest third",
+    "outside_high_ratio": "the most of the smallest third",
+    "fastest_ms": "the fastest published network",
+    "slowest_ms": "the slowest",
+}
+COLUMNS = ("target", "threads", "model", *(f"{name}_ms" for name in COSTS), *SUMMARY)
 
 
-def error_row(report: Report) -> dict[str, float]:
-    low, high = report.measured_over_predicted
+def calibration_text(reports: Sequence[Report]) -> str:
+    """calibration.csv: a row for each board and number of threads."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for report in reports:
+        numbers = [*report.costs, *summary(report).values()]
+        writer.writerow([report.target, report.threads, report.model, *map(_number, numbers)])
+    return out.getvalue()
+
+
+def summary(report: Report) -> dict[str, float]:
+    """The figures of `SUMMARY`."""
     published = [row.published_ms for row in report.rows]
-    return {
-        "networks": len(report.rows),
-        "mape_percent": report.mape_percent,
-        "median_percent": report.median_percent,
-        "max_percent": report.max_percent,
-        "within_10_percent": report.share_within(10),
-        "within_20_percent": report.share_within(20),
-        "spearman": report.spearman,
-        "low_ratio": low,
-        "high_ratio": high,
-        "fastest_ms": min(published),
-        "slowest_ms": max(published),
-    }
-
-
-def _flow(row: Mapping[str, float]) -> str:
-    return "{" + ", ".join(f"{name}: {_number(value)}" for name, value in row.items()) + "}"
+    found = (
+        len(report.rows),
+        report.mape_percent,
+        report.median_percent,
+        report.max_percent,
+        report.share_within(10),
+        report.share_within(20),
+        report.spearman,
+        report.macs_only_mape_percent,
+        report.small_mape_percent,
+        report.small_bias_percent,
+        *report.inside_ratios,
+        *report.outside_ratios,
+        min(published),
+        max(published),
+    )
+    return dict(zip(SUMMARY, found, strict=True))
 
 
 def _number(value: float) -> str:
-    """Few enough digits to be the same on every machine; plain decimals, because YAML reads 1e+05 as a text."""
+    """Few enough digits to be the same on every machine."""
     return np.format_float_positional(float(f"{value:.{_DIGITS}g}"), trim="-")

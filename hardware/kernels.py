@@ -5,7 +5,7 @@ operations cost one by one. Which neighbours fuse is data of the target, not cod
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -68,17 +68,21 @@ def is_vector(kernel: Kernel) -> bool:
     return isinstance(kernel.ops[0], Conv) and kernel.in_shapes[0][1:] == (1, 1)
 
 
-def weight_elements(kernel: Kernel) -> int:
-    """How many learnt numbers it reads."""
-    count, shape, sides = 0, kernel.in_shapes[0], list(kernel.in_shapes[1:])
+def steps(kernel: Kernel) -> Iterator[tuple[Op, tuple[Shape, ...], Shape]]:
+    """Each operation with the shapes that enter it, the running value first, and the shape that leaves it."""
+    shape, sides = kernel.in_shapes[0], list(kernel.in_shapes[1:])
     for op in kernel.ops:
         # An operation alone takes whatever enters; in a chain each takes as many as it needs.
         others = len(sides) if len(kernel.ops) == 1 else ARITY[type(op)] - 1
         taken, sides = sides[:others], sides[others:]
         entering = (shape, *taken)
-        count += sum(map(prod, weight_shapes(op, entering).values()))
         shape = output_shape(op, entering)
-    return count
+        yield op, entering, shape
+
+
+def weight_elements(kernel: Kernel) -> int:
+    """How many learnt numbers it reads."""
+    return sum(prod(shape) for op, entering, _ in steps(kernel) for shape in weight_shapes(op, entering).values())
 
 
 def moved_elements(kernel: Kernel) -> int:

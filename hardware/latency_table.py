@@ -13,16 +13,7 @@ from pydantic import Field
 
 from hardware.cost import BYTES_PER_FLOAT
 from hardware.kernels import Kernel, is_vector, moved_elements, weight_elements
-from hardware.ncnn_layers import (
-    Formula,
-    Layer,
-    instructions,
-    layers_of,
-    moved_bytes,
-    thread_group,
-    why_not_covered,
-    work,
-)
+from hardware.ncnn_layers import Formula, instructions, layers_of, moved_bytes, thread_group, work
 
 
 class Tier(StrEnum):
@@ -66,7 +57,7 @@ class KernelSums:
     """Kernels taken together: their time, what decides from how far away their values come, and the worst tier.
 
     vector_ms is the part of kernels that use each weight once; moved_bytes are what kernels read and write, weights
-    apart.
+    apart; extrapolated_ms is the part of kernels of that tier.
     """
 
     total_ms: float = 0.0
@@ -75,6 +66,7 @@ class KernelSums:
     vector_weight_bytes: int = 0
     moved_bytes: int = 0
     tier: Tier = Tier.measured
+    extrapolated_ms: float = 0.0
 
     def __add__(self, other: "KernelSums") -> "KernelSums":
         return KernelSums(
@@ -84,6 +76,7 @@ class KernelSums:
             self.vector_weight_bytes + other.vector_weight_bytes,
             self.moved_bytes + other.moved_bytes,
             worst_tier((self.tier, other.tier)),
+            self.extrapolated_ms + other.extrapolated_ms,
         )
 
 
@@ -123,6 +116,7 @@ def kernel_sums(model: LatencyModel, kernels: Iterable[Kernel]) -> KernelSums:
             weight_bytes if single else 0,
             BYTES_PER_FLOAT * moved_elements(kernel),
             latency.tier,
+            latency.value_ms if latency.tier is Tier.extrapolated else 0.0,
         )
     return total
 
@@ -150,49 +144,60 @@ class CalibratedRange:
     outside_ratios: tuple[float, float]
 
 
+# Where kernels that were not counted are no more than this of a network's time, they decide nothing.
+NEGLIGIBLE_SHARE = 0.02
+
+
 @dataclass(frozen=True)
 class CalibratedModel:
-    """Instructions by a closed formula, times what a million of them cost on the device.
+    """Counted instructions, times what a million of them cost on the device; a closed formula for what was not counted.
 
-    costs holds ms per million instructions for each of `ncnn_layers.THREAD_GROUPS` and per 'activation_megabyte'.
+    costs holds ms per million instructions for each of `ncnn_layers.THREAD_GROUPS` and per 'megabyte' moved.
     """
 
     table: str
+    counts: Mapping[str, int]
     formula: Formula
     costs: Mapping[str, float]
     range: CalibratedRange
     _known: dict[Kernel, KernelLatency] = field(default_factory=dict, compare=False, repr=False)
 
     def kernel(self, kernel: Kernel) -> KernelLatency:
-        """What the kernel takes; extrapolated from the nearest family where no benchmark network has its like."""
+        """What the kernel takes; extrapolated where its instructions were not counted."""
         if kernel not in self._known:
-            layers = layers_of(kernel)
-            why = "; ".join(dict.fromkeys(filter(None, map(why_not_covered, layers))))
-            self._known[kernel] = KernelLatency(
-                sum(map(self._layer_ms, layers)),
-                Tier.extrapolated if why else Tier.calibrated,
-                why or f"fitted to published totals of whole networks, {self.table}",
-            )
+            self._known[kernel] = self._answer(kernel)
         return self._known[kernel]
 
     def network(self, sums: KernelSums) -> Latency:
         """The total with its interval; extrapolated outside the calibrated range, whatever the kernels say."""
         total_ms = sums.total_ms
         inside = self.range.fastest_ms <= total_ms <= self.range.slowest_ms
-        tier = worst_tier([sums.tier, Tier.calibrated if inside else Tier.extrapolated])
-        if tier is Tier.calibrated:
+        if inside and sums.extrapolated_ms <= NEGLIGIBLE_SHARE * total_ms:
             low, high = self.range.inside_ratios
             # Never below what a faster network outside the range is given, so that the slower of two networks of this
             # tier never seems safer.
             high_ms = max(high * total_ms, self.range.outside_ratios[1] * self.range.fastest_ms)
-            return Latency(total_ms, low * total_ms, high_ms, tier, self.table)
+            return Latency(total_ms, low * total_ms, high_ms, Tier.calibrated, self.table)
         low, high = self.range.outside_ratios
-        return Latency(total_ms, low * total_ms, high * total_ms, tier, self.table)
+        return Latency(total_ms, low * total_ms, high * total_ms, Tier.extrapolated, self.table)
 
-    def _layer_ms(self, layer: Layer) -> float:
-        done = work(layer)
-        by_instructions = self.costs[thread_group(done.family)] * instructions(done, self.formula)
-        return (by_instructions + self.costs["activation_megabyte"] * moved_bytes(layer)) / 1e6
+    def _answer(self, kernel: Kernel) -> KernelLatency:
+        layers = layers_of(kernel)
+        works = [work(layer) for layer in layers]
+        by_formula = [instructions(each, self.formula) for each in works]
+        counted = self.counts.get(kernel.key)
+        # Of a kernel that is several layers to the runtime the whole was counted, and the formula divides it.
+        scale = 1.0 if counted is None else counted / (sum(by_formula) or 1.0)
+        executing = sum(
+            scale * count * self.costs[thread_group(each.family)] for each, count in zip(works, by_formula, strict=True)
+        )
+        value_ms = (executing + self.costs["megabyte"] * sum(map(moved_bytes, layers))) / 1e6
+        if counted is None:
+            families = ", ".join(dict.fromkeys(each.family for each in works))
+            why = f"not counted: instructions by a formula that was fitted on counted kernels of its kind ({families})"
+            return KernelLatency(value_ms, Tier.extrapolated, why)
+        why = f"{counted} instructions counted; costs fitted to published totals of whole networks, {self.table}"
+        return KernelLatency(value_ms, Tier.calibrated, why)
 
 
 def table_name(target_and_runtime: str, threads: int, precision: str, sha256: str) -> str:

@@ -1,9 +1,8 @@
 """What ncnn runs on a 32-bit ARM core: which of its code paths a layer takes, and how much work that path does.
 
-`work` is the only place that knows the code paths. The calibration applies it to the layers of ncnn's benchmark
-networks, the latency model to the kernels of our graphs, so that both mean the same by a family. The rules describe
-ncnn at commit 1d0b78f (2022-01-28, `git describe` 20211208-68) without fp16 and with packed layout, and were
-confirmed on the executed instructions in `targets/rk3288/layers.csv`:
+`work` is the only place that knows the code paths. The formula for instructions is fitted by it on everything that was
+counted, and answers for what was not, so that both mean the same by a family. The rules describe ncnn without fp16 and
+with packed layout:
 
 - Four channels are packed together where the channels are a multiple of 4. A convolution that is not packed on the
   way in (`conv1x1_odd`, `stem`) or out (`conv1x1_odd_out`) has its own, slower code.
@@ -21,9 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
-from hardware.kernels import Kernel
+from hardware.kernels import Kernel, steps
 from hardware.ops import (
-    ARITY,
     Activation,
     Add,
     AddConstant,
@@ -45,7 +43,6 @@ from hardware.ops import (
     Slice,
     Softmax,
     label,
-    output_shape,
 )
 
 PACK = 4
@@ -53,10 +50,19 @@ PACK = 4
 # What a family's cost is linear in. Each is what the code path does, tiles and columns rounded up: multiply-adds,
 # elements written, elements read, weights read, output channels, output rows (channels x height), elements that a
 # fused activation passes over, calls (one per group).
-AMOUNTS = ("macs", "written", "read", "weights", "channels", "rows", "relu", "leaky_relu", "sigmoid", "calls")
+AMOUNTS = (
+    *("macs", "written", "read", "weights", "channels", "rows"),
+    *("relu", "leaky_relu", "sigmoid", "hardswish", "calls"),
+)
 
 # Activations that run inside a convolution; a clip (relu6) is the same pass as a relu.
-FUSED_ACTIVATIONS = {"relu": "relu", "relu6": "relu", "leaky_relu": "leaky_relu", "sigmoid": "sigmoid"}
+FUSED_ACTIVATIONS = {
+    "relu": "relu",
+    "relu6": "relu",
+    "leaky_relu": "leaky_relu",
+    "sigmoid": "sigmoid",
+    "hardswish": "hardswish",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,82 +99,16 @@ class Work:
     amounts: tuple[float, ...]
 
 
-# The families that stand in, best first, where one has no data: when the only network that has it is held out, and
-# for layers that no benchmark network has.
-NEAREST: Mapping[str, tuple[str, ...]] = {
-    "conv1x1": ("conv1x1_odd_out",),
-    "conv1x1_odd": ("conv1x1_odd_out", "conv1x1"),
-    "conv1x1_odd_out": ("conv1x1_odd", "conv1x1"),
-    "convkxk": ("conv1x1",),
-    "winograd4": ("winograd6",),
-    "winograd6": ("winograd4",),
-    "winograd6_odd_out": ("winograd6", "winograd4"),
-    "stem3": ("stem", "convkxk"),
-    "stem7": ("stem", "stem3", "convkxk"),
-    "stem": ("stem7", "stem3", "convkxk"),
-    "depthwise3": ("depthwise5",),
-    "depthwise3s2": ("depthwise5s2", "depthwise3"),
-    "depthwise5": ("depthwise3",),
-    "depthwise5s2": ("depthwise3s2", "depthwise5"),
-    "depthwise3_odd": ("depthwise_slow", "depthwise3"),
-    "depthwise3s2_odd": ("depthwise_slow", "depthwise3s2"),
-    "depthwise_slow": ("depthwise5",),
-    "fc": ("conv1x1",),
-    "fc_unpacked": ("fc",),
-    "max_pool2": ("max_pool3",),
-    "max_pool3": ("max_pool2",),
-    "max_pool": ("average_pool", "max_pool3"),
-    "average_pool": ("max_pool",),
-    "relu": ("add",),
-    "relu6": ("relu",),
-    "hardsigmoid": ("hardswish", "silu"),
-    "hardswish": ("hardsigmoid", "silu"),
-    "sigmoid": ("silu",),
-    "silu": ("sigmoid",),
-    "gelu": ("silu",),
-    "mul": ("add",),
-    "add": ("mul",),
-    "add_constant": ("add",),
-    "mul_constant": ("mul",),
-    # A few numbers per channel.
-    "l2_normalize": ("add",),
-    # Both pass three times over the values: for the mean or the largest, for the spread or the sum, for the result.
-    "channel_norm": ("Softmax",),
-    "softmax": ("Softmax",),
-    # A copy.
-    "reshape": ("Concat",),
-    "DeconvolutionDepthWise": ("convkxk",),
-    "BatchNorm": ("add",),
-    "LRN": ("silu",),
-    "Reduction": ("global_pool",),
-    "flatten": ("Concat",),
-    "Interp": ("Concat",),
-    "Padding": ("Concat",),
-    "Permute": ("Concat",),
-    "Crop": ("Concat",),
-    "Slice": ("Concat",),
-    "ShuffleChannel": ("Concat",),
-    "Concat": ("Slice",),
-    "PriorBox": ("silu",),
-    "Softmax": ("silu",),
-    "DetectionOutput": ("Yolov3DetectionOutput",),
-    "YoloDetectionOutput": ("Yolov3DetectionOutput",),
-    "Yolov3DetectionOutput": ("YoloDetectionOutput",),
-}
-
 # Families of one group gain alike from more threads.
-THREAD_GROUPS = ("matrix", "winograd", "vector", "memory")
-_THREAD_GROUP: Mapping[str, str] = {
-    **dict.fromkeys(("conv1x1", "conv1x1_odd", "conv1x1_odd_out", "convkxk"), "matrix"),
-    **dict.fromkeys(("stem", "stem3", "stem7", "DeconvolutionDepthWise"), "matrix"),
-    **dict.fromkeys(("winograd4", "winograd6", "winograd6_odd_out"), "winograd"),
-    **dict.fromkeys(("fc", "fc_unpacked"), "vector"),
-}
+THREAD_GROUPS = ("multiplying", "winograd", "elementwise")
+_MULTIPLYING = ("conv", "stem", "depthwise", "fc", "matmul", "Deconvolution")
 
 
 def thread_group(family: str) -> str:
     """Which of `THREAD_GROUPS` the family is in."""
-    return _THREAD_GROUP.get(family, "memory")
+    if family.startswith("winograd"):
+        return "winograd"
+    return "multiplying" if family.startswith(_MULTIPLYING) else "elementwise"
 
 
 def work(layer: Layer) -> Work:
@@ -176,21 +116,17 @@ def work(layer: Layer) -> Work:
     return _WORK.get(layer.kind, _elementwise_work)(layer)
 
 
-def with_data(family: str, formula: Formula) -> str:
-    """The family itself, or the nearest one that `formula` knows."""
-    candidates = (family, *NEAREST.get(family, ()), "add")
-    return next(candidate for candidate in candidates if candidate in formula)
-
-
 def instructions(work: Work, formula: Formula) -> float:
-    """How many instructions the work takes."""
-    coefficients = formula[with_data(work.family, formula)]
-    return sum(coefficient * amount for coefficient, amount in zip(coefficients, work.amounts, strict=True))
+    """About how many instructions the work takes; `formula` must know its family."""
+    return sum(coefficient * amount for coefficient, amount in zip(formula[work.family], work.amounts, strict=True))
 
 
 def moved_bytes(layer: Layer) -> int:
-    """Activations read and written, in fp32; layers that only rename a tensor move none."""
-    return 0 if layer.kind == "free" else 4 * (layer.read + prod(layer.out_shape))
+    """What is read and written, in fp32: activations, and weights that are used once; a new name moves nothing."""
+    if layer.kind == "free":
+        return 0
+    weights = layer.read * prod(layer.out_shape) if layer.kind.startswith("fc") else 0
+    return 4 * (layer.read + prod(layer.out_shape) + weights)
 
 
 def _amounts(**amounts: float) -> tuple[float, ...]:
@@ -300,6 +236,18 @@ def _depthwise_work(layer: Layer) -> Work:
     )
 
 
+def _matmul_work(layer: Layer) -> Work:
+    inner = layer.in_shape[0] // layer.groups
+    amounts = _amounts(
+        macs=prod(layer.out_shape) * inner,
+        written=prod(layer.out_shape),
+        read=layer.read,
+        rows=layer.out_shape[0],
+        calls=layer.groups,
+    )
+    return Work(layer.kind, amounts)
+
+
 def _fc_work(layer: Layer) -> Work:
     outputs = prod(layer.out_shape)
     amounts = _amounts(
@@ -341,8 +289,9 @@ def _elementwise_work(layer: Layer) -> Work:
 
 _WORK: Mapping[str, Callable[[Layer], Work]] = {
     "conv": _conv_work,
-    "matmul": _conv_work,
     "conv_transpose": _conv_work,
+    "matmul": _matmul_work,
+    "matmul_transposed": _matmul_work,
     "fc": _fc_work,
     "fc_unpacked": _fc_work,
     "max_pool": _pool_work,
@@ -353,8 +302,7 @@ _WORK: Mapping[str, Callable[[Layer], Work]] = {
 def layers_of(kernel: Kernel) -> tuple[Layer, ...]:
     """The layers that ncnn runs for `kernel`: one, unless its fusion rules or an operation join more than ncnn does."""
     layers: list[Layer] = []
-    shape, *others = kernel.in_shapes
-    for op in kernel.ops:
+    for op, in_shapes, out_shape in steps(kernel):
         if (
             layers
             and layers[-1].kind in ("conv", "fc")
@@ -363,11 +311,7 @@ def layers_of(kernel: Kernel) -> tuple[Layer, ...]:
         ):
             layers[-1] = replace(layers[-1], activation=label(op))
             continue
-        count = len(others) if len(kernel.ops) == 1 else ARITY[type(op)] - 1
-        in_shapes = (shape, *others[:count])
-        del others[:count]
-        shape = output_shape(op, in_shapes)
-        layers += LAYERS[type(op)](op, in_shapes, shape)
+        layers += LAYERS[type(op)](op, in_shapes, out_shape)
     return tuple(layers)
 
 
@@ -414,45 +358,23 @@ def _constant_layer(op: AddConstant | MulConstant, in_shapes: tuple[Shape, ...],
     return [_layer(label(op), (*in_shapes, op.shape), out_shape)]
 
 
-def _channel_norm_layers(op: ChannelNorm, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
-    # ncnn norms along rows, so that the channels go there and back.
-    channels, height, width = out_shape
-    last = (height, width, channels)
-    return [
-        _layer("Permute", in_shapes, last),
-        _layer("channel_norm", (last,), last),
-        _layer("Permute", (last,), out_shape),
-    ]
-
-
-def _l2_normalize_layers(op: L2Normalize, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
-    # As it is exported: squares, their mean, three steps to the length of each channel, the division.
-    lengths = (out_shape[0], 1, 1)
-    return [
-        _layer("mul", in_shapes, out_shape),
-        _layer("global_pool", (out_shape,), lengths),
-        *[_layer("l2_normalize", (lengths,), lengths)] * 3,
-        _layer("mul", (*in_shapes, lengths), out_shape),
-    ]
-
-
 def _conv_transpose_layer(op: ConvTranspose, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
     # Each position becomes a patch, as a 1x1 convolution to so many more channels would write it.
     _, height, width = in_shapes[0]
     return [_layer("conv_transpose", in_shapes, (op.out_channels * op.size**2, height, width))]
 
 
-def _matmul_layers(op: MatMul, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
-    # (m, k) by (k, n) is a 1x1 convolution of k channels to m at n positions, a stack of them one in groups.
-    (*stack, rows, inner), columns, groups = in_shapes[0], out_shape[-1], prod(out_shape[:-2])
-    second = (*stack, inner, columns)
+def _matmul_layer(op: MatMul, in_shapes: tuple[Shape, ...], out_shape: Shape) -> list[Layer]:
+    # (m, k) by (k, n) has the multiply-adds of a 1x1 convolution of k channels to m at n positions, one for each of a
+    # stack.
+    (*_, rows, inner), columns, groups = in_shapes[0], out_shape[-1], prod(out_shape[:-2])
     product = replace(
-        _layer("matmul", (in_shapes[0], second), out_shape),
+        _layer("matmul_transposed" if op.transpose_second else "matmul", in_shapes, out_shape),
         in_shape=(groups * inner, 1, columns),
         out_shape=(groups * rows, 1, columns),
         groups=groups,
     )
-    return [_layer("Permute", in_shapes[1:], second), product] if op.transpose_second else [product]
+    return [product]
 
 
 # What ncnn runs for each operation, given the shapes that enter and leave it.
@@ -470,88 +392,10 @@ LAYERS: Mapping[type, Callable[..., list[Layer]]] = {
     Slice: lambda op, in_shapes, out_shape: [_layer("Crop", in_shapes, out_shape)],
     AddConstant: _constant_layer,
     MulConstant: _constant_layer,
-    ChannelNorm: _channel_norm_layers,
+    ChannelNorm: _plain_layer,
     ConvTranspose: _conv_transpose_layer,
     Reshape: _plain_layer,
-    L2Normalize: _l2_normalize_layers,
-    MatMul: _matmul_layers,
+    L2Normalize: _plain_layer,
+    MatMul: _matmul_layer,
     Softmax: _plain_layer,
-}
-
-
-def why_not_covered(layer: Layer) -> str:
-    """Why no benchmark network speaks for `layer`, or '' where one does."""
-    return _WHY_NOT_COVERED.get(layer.kind, _why_not_kind)(layer)
-
-
-def _why_not_kind(layer: Layer) -> str:
-    return f"no benchmark network has the operation {layer.kind!r}"
-
-
-def _why_not_conv(layer: Layer) -> str:
-    if layer.dilation != 1:
-        return "no benchmark network has a dilated convolution"
-    if layer.kernel[0] != layer.kernel[1]:
-        return "no benchmark network has a convolution whose kernel is not square"
-    depthwise = 1 < layer.groups == layer.in_shape[0] == layer.out_shape[0]
-    if depthwise:
-        return "" if layer.kernel[0] in (3, 5) else "depthwise convolutions other than 3x3 and 5x5 rest on one network"
-    channels = (layer.in_shape[0] // layer.groups, layer.out_shape[0] // layer.groups)
-    if layer.groups > 1 and (channels[0] % PACK or channels[1] % PACK):
-        return f"no benchmark network has groups of {channels[0]} -> {channels[1]} channels; 4, 8, ... are covered"
-    is_stem = layer.in_shape[0] == 3 and channels[1] % PACK == 0
-    if layer.kernel != (1, 1) and not is_stem and (channels[0] % PACK or channels[1] % PACK):
-        return (
-            f"no benchmark network has a {layer.kernel[0]}x{layer.kernel[1]} convolution of channels not divisible by 4"
-        )
-    return ""
-
-
-def _why_not_pool(layer: Layer) -> str:
-    return "" if layer.kernel[0] == layer.kernel[1] else "no benchmark network pools over windows that are not square"
-
-
-def _why_not_average_pool(layer: Layer) -> str:
-    return (
-        "" if layer.kernel in ((3, 3), (7, 7)) else "no benchmark network averages over other than 3x3 or 7x7 windows"
-    )
-
-
-def _why_not_along_channels(layer: Layer) -> str:
-    along_channels = len(layer.out_shape) == 3 and layer.in_shape[1:] == layer.out_shape[1:]
-    return "" if along_channels else "no benchmark network cuts or joins maps along another axis than the channels"
-
-
-def _why_not_softmax(layer: Layer) -> str:
-    return "" if len(layer.out_shape) == 1 else "the benchmark networks have a softmax of logits, none of attention"
-
-
-def _covered(layer: Layer) -> str:
-    return ""
-
-
-_WHY_NOT_COVERED: Mapping[str, Callable[[Layer], str]] = {
-    "conv": _why_not_conv,
-    "max_pool": _why_not_pool,
-    "average_pool": _why_not_average_pool,
-    "Concat": _why_not_along_channels,
-    "Crop": _why_not_along_channels,
-    "softmax": _why_not_softmax,
-    **dict.fromkeys(
-        (
-            "Permute",
-            "fc",
-            "global_pool",
-            "relu",
-            "silu",
-            "sigmoid",
-            "hardswish",
-            "hardsigmoid",
-            "add",
-            "mul",
-            "flatten",
-            "free",
-        ),
-        _covered,
-    ),
 }

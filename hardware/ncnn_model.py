@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hardware.graph import DeployGraph, DeployModel, FloatArray
-from hardware.kernels import FusionRule
+from hardware.kernels import FusionRule, Kernel, steps
 from hardware.ops import (
     Activation,
     Add,
@@ -424,3 +424,45 @@ def _stored(layer: Layer) -> bytes:
 
 def _bytes(values: FloatArray) -> bytes:
     return np.ascontiguousarray(values, "<f4").tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelModel:
+    """A kernel alone: the text of its .param, and the names of the values that enter it and of the one that leaves.
+
+    The inputs come with their shapes as ncnn holds them. Between each and the kernel stands a ReLU, whose result
+    `ready` names: it brings the value into the layout in which a layer before would have left it inside a network.
+    """
+
+    param: str
+    inputs: tuple[tuple[str, Shape], ...]
+    ready: tuple[str, ...]
+    output: str
+
+
+def kernel_model(kernel: Kernel) -> KernelModel:
+    """A kernel as a model of its own; what enters it as one pixel is a vector, as a global pool leaves it.
+
+    Raises:
+        ValueError: a value in it has more than four axes.
+    """
+    layers: list[Layer] = []
+    entering: list[tuple[Blob, Shape]] = []
+    for index, shape in enumerate(kernel.in_shapes):
+        held = shape[:1] if len(shape) == 3 and prod(shape[1:]) == 1 else shape
+        source, ready = Blob(f"in{index}", held), Blob(f"ready{index}", held)
+        layers += [*_one("Input", (), source, _extents(held, (0, 1, 2, 11))), *_one("ReLU", (source,), ready)]
+        entering.append((ready, shape))
+    before = len(layers)
+    for op, op_shapes, out_shape in steps(kernel):
+        inputs, entering = entering[: len(op_shapes)], entering[len(op_shapes) :]
+        weights = {name: _zeros(shape) for name, shape in weight_shapes(op, op_shapes).items()}
+        layers += _emit(op, inputs, Blob(f"value{len(layers)}", out_shape), weights)
+        entering.insert(0, (layers[-1].outputs[0], out_shape))
+    sources = [layer.outputs[0] for layer in layers[:before] if layer.kind == "Input"]
+    return KernelModel(
+        _text(_finished(layers)),
+        tuple((blob.name, blob.shape) for blob in sources),
+        tuple(f"ready{index}" for index in range(len(sources))),
+        OUTPUT_NAME,
+    )

@@ -8,25 +8,32 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
+from hardware.boards import CalibrationRow, read_boards, read_calibration
+from hardware.calibration import BAR_PERCENT
+from hardware.count_formula import read_formula
+from hardware.instruction_counts import read_counts
 from hardware.job_folder import Runtime
 from hardware.kernels import FusionRule
 from hardware.latency_table import (
     CalibratedModel,
     CalibratedRange,
     LatencyModel,
-    Positive,
     Tier,
     table_name,
 )
-from hardware.ncnn_layers import AMOUNTS
 from hardware.profiled_table import ProfiledModel, TableIdentity, empty_table, read_table
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
 
 TARGETS_FOLDER = Path(__file__).parent / "targets"
+
+# Executed instructions of 32-bit ARM: by kernel, a formula for the others, and of the benchmark networks' layers.
+COUNTS_FILE = TARGETS_FOLDER / "armv7" / "kernels.tsv.gz"
+FORMULA_FILE = TARGETS_FOLDER / "armv7" / "formula.csv"
+LAYERS_FILE = TARGETS_FOLDER / "armv7" / "layers.csv"
 
 # What most boards can run: there are wheels for 32-bit ARM of no other.
 BOARD_RUNTIME = "ncnn"
@@ -35,8 +42,6 @@ BOARD_RUNTIME = "ncnn"
 RUNTIME_LIBRARIES = {"onnxruntime": "onnxruntime", "ncnn": "ncnn", "mnn": "MNN"}
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Provenance(BaseModel):
@@ -50,18 +55,8 @@ class Provenance(BaseModel):
     method: str
 
 
-class OutsideRange(BaseModel):
-    """Measured over predicted where no network was published, and why these figures."""
-
-    model_config = _STRICT
-
-    low_ratio: Positive
-    high_ratio: Positive
-    reason: str
-
-
 class TargetFile(BaseModel):
-    """targets/NAME.yaml; a calibrated target also names its calibration and its margins.
+    """What a target is: targets/NAME.yaml, or a board of targets/boards.yaml.
 
     other_runtimes holds the fusion rules of what a measured target can run besides its first runtime.
     """
@@ -80,65 +75,6 @@ class TargetFile(BaseModel):
     fusion_rules: tuple[FusionRule, ...]
     other_runtimes: dict[Runtime, tuple[FusionRule, ...]] = {}
     provenance: Provenance
-    calibration: str | None = None
-    outside_range: OutsideRange | None = None
-
-    @model_validator(mode="after")
-    def _calibrated_has_its_parts(self) -> Self:
-        has_parts = self.calibration is not None and self.outside_range is not None
-        if has_parts != (self.tier == "calibrated"):
-            raise ValueError("a calibrated target, and no other, needs both calibration and outside_range")
-        return self
-
-
-class LeaveOneOutErrors(BaseModel):
-    """How a calibration did on networks that it had not seen; ratios are measured over predicted, 5 % and 95 %."""
-
-    model_config = _STRICT
-
-    networks: Annotated[int, Field(ge=1)]
-    mape_percent: NotNegative
-    median_percent: NotNegative
-    max_percent: NotNegative
-    within_10_percent: NotNegative
-    within_20_percent: NotNegative
-    spearman: Annotated[float, Field(ge=-1, le=1)]
-    low_ratio: Positive
-    high_ratio: Positive
-    fastest_ms: Positive
-    slowest_ms: Positive
-
-
-class ThreadCosts(BaseModel):
-    """ms per million instructions of each thread group, and per megabyte of activations."""
-
-    model_config = _STRICT
-
-    matrix: Positive
-    winograd: Positive
-    vector: Positive
-    memory: Positive
-    activation_megabyte: NotNegative
-
-
-class CalibrationFile(BaseModel):
-    """targets/NAME/calibration.yaml, as `calibration.recalibrate` writes it; costs and errors are by threads."""
-
-    model_config = _STRICT
-
-    instructions: dict[str, dict[str, NotNegative]]
-    costs: dict[int, ThreadCosts]
-    errors: dict[int, LeaveOneOutErrors]
-
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        for family, row in self.instructions.items():
-            if unknown := sorted(row.keys() - set(AMOUNTS)):
-                hint = nearest(unknown[0], list(AMOUNTS))
-                raise ValueError(f"instructions.{family}: unknown amount {unknown[0]!r}; {hint}")
-        if self.costs.keys() != self.errors.keys():
-            raise ValueError(f"costs and errors need equal threads, got {list(self.costs)} and {list(self.errors)}")
-        return self
 
 
 @dataclass(frozen=True)
@@ -152,7 +88,7 @@ class Target:
     threads: int
     supported_threads: tuple[int, ...]
     runtime_version: str
-    errors: LeaveOneOutErrors | None
+    errors: CalibrationRow | None
     latency_model: LatencyModel
     sha256: str
 
@@ -181,7 +117,27 @@ def known_targets() -> tuple[str, ...]:
 
 def shipped_targets() -> tuple[str, ...]:
     """The targets that come with the package."""
-    return tuple(sorted(path.stem for path in TARGETS_FOLDER.glob("*.yaml")))
+    calibrated = (name for name, rows in read_calibration(TARGETS_FOLDER).items() if 1 in rows and rows[1].calibrates)
+    return tuple(sorted((*_measured_targets(), *calibrated)))
+
+
+def published_boards() -> tuple[str, ...]:
+    """The boards whose published figures no calibration meets, so that they predict nothing."""
+    return tuple(sorted(read_calibration(TARGETS_FOLDER).keys() - set(shipped_targets())))
+
+
+def published_rows() -> list[dict[str, object]]:
+    """What calibrating gave where it is not good enough to predict: board, threads, networks and error."""
+    return [
+        {"name": name, "threads": threads, "networks": row.networks, "leave_one_out_mape_percent": row.mape_percent}
+        for name, rows in read_calibration(TARGETS_FOLDER).items()
+        for threads, row in rows.items()
+        if not row.calibrates or name in published_boards()
+    ]
+
+
+def _measured_targets() -> list[str]:
+    return [path.stem for path in TARGETS_FOLDER.glob("*.yaml") if path.stem != "boards"]
 
 
 def load_target(
@@ -195,6 +151,8 @@ def load_target(
     Raises:
         ConfigError: there is no such target, it has no figures for so many threads or that runtime, or a file is wrong.
     """
+    if name in published_boards():
+        raise ConfigError(_why_published_only(name))
     if name not in known_targets():
         hint = nearest(name, list(known_targets()))
         raise ConfigError(
@@ -204,12 +162,11 @@ def load_target(
     if name not in shipped_targets():
         return _board_target(name, threads, runtime, table)
     threads = 1 if threads is None else threads
-    described = load_yaml(TARGETS_FOLDER / f"{name}.yaml", TargetFile)
+    measured = name in _measured_targets()
+    described = load_yaml(TARGETS_FOLDER / f"{name}.yaml", TargetFile) if measured else _described_board(name)
     if runtime is not None:
         described = _for_runtime(described, runtime)
-    if described.tier == "calibrated":
-        return _calibrated_target(described, threads)
-    return _host_target(described, threads, table)
+    return _host_target(described, threads, table) if measured else _calibrated_target(described, threads)
 
 
 def described_target(name: str, runtime: str | None) -> TargetFile:
@@ -221,7 +178,7 @@ def described_target(name: str, runtime: str | None) -> TargetFile:
     host = load_yaml(TARGETS_FOLDER / "host.yaml", TargetFile)
     if name == host.name:
         return host if runtime is None else _for_runtime(host, runtime)
-    if name in shipped_targets():
+    if name in (*shipped_targets(), *published_boards()):
         raise ConfigError(
             f"target: {name} is calibrated to published figures; measure your own board under a name of its own, "
             f"such as my-{name}"
@@ -243,34 +200,72 @@ def _for_runtime(described: TargetFile, runtime: str) -> TargetFile:
     return described.model_copy(update={"runtime": runtime, "fusion_rules": known[runtime]})
 
 
-def _calibrated_target(described: TargetFile, threads: int) -> Target:
-    # TargetFile checks both.
-    assert described.calibration is not None
-    assert described.outside_range is not None
-    calibration = load_yaml(TARGETS_FOLDER / described.calibration, CalibrationFile)
-    _check_threads(described.name, threads, tuple(calibration.costs))
-    costs, errors, outside = calibration.costs[threads], calibration.errors[threads], described.outside_range
-    formula = {
-        family: tuple(row.get(amount, 0.0) for amount in AMOUNTS) for family, row in calibration.instructions.items()
-    }
-    inside_ratios = min(1.0, errors.low_ratio), max(1.0, errors.high_ratio)
-    sha256 = _sha256(
-        described.model_dump(), calibration.instructions, costs.model_dump(), errors.model_dump(), [threads]
+def _described_board(name: str) -> TargetFile:
+    shared = read_boards(TARGETS_FOLDER)
+    board = shared.board(name)
+    return TargetFile(
+        name=name,
+        device=board.device,
+        cpu=board.cpu,
+        description=(
+            "Latencies are calibrated to published measurements of ncnn's benchmark networks; none was measured by "
+            "this project. A network below the fastest of them is extrapolated."
+        ),
+        runtime=shared.runtime,
+        runtime_version=board.version,
+        precision=shared.precision,
+        protocol=shared.protocol,
+        tier="calibrated",
+        fusion_rules=shared.fusion_rules,
+        provenance=Provenance(
+            source=f"{shared.source} @ {board.commit}", date=board.date, licence=shared.licence, method=shared.method
+        ),
     )
+
+
+def _why_published_only(name: str, threads: int = 1) -> str:
+    row = read_calibration(TARGETS_FOLDER)[name].get(threads)
+    error = "there are no figures for one thread" if row is None else f"the error is {row.mape_percent:.1f} %"
+    return (
+        f"target: {name} has published totals only and predicts nothing: calibrated to them {error}, and under "
+        f"{BAR_PERCENT:g} % is needed; `nas profile --target my-{name} --ssh HOST` measures one of your own"
+    )
+
+
+def _calibrated_target(described: TargetFile, threads: int) -> Target:
+    rows = read_calibration(TARGETS_FOLDER)[described.name]
+    if threads in rows and not rows[threads].calibrates:
+        raise ConfigError(
+            f"threads: target {described.name} is calibrated at "
+            f"{', '.join(str(each) for each, row in rows.items() if row.calibrates)} only; at {threads} threads the "
+            f"error is {rows[threads].mape_percent:.1f} %, and under {BAR_PERCENT:g} % is needed"
+        )
+    supported = tuple(each for each, row in rows.items() if row.calibrates)
+    _check_threads(described.name, threads, supported)
+    row = rows[threads]
+    counts = read_counts(COUNTS_FILE, read_boards(TARGETS_FOLDER).counts)
+    formula_text = FORMULA_FILE.read_text(encoding="utf-8")
+    sha256 = _sha256(described.model_dump(), row.model_dump(), counts.sha256, formula_text)
     model = CalibratedModel(
         table=table_name(
             f"{described.name}/{described.runtime}-{described.runtime_version}", threads, described.precision, sha256
         ),
-        formula=formula,
-        costs=costs.model_dump(),
+        counts=counts.by_kernel,
+        formula=read_formula(formula_text),
+        costs={
+            "multiplying": row.multiplying_ms,
+            "winograd": row.winograd_ms,
+            "elementwise": row.elementwise_ms,
+            "megabyte": row.megabyte_ms,
+        },
         range=CalibratedRange(
-            fastest_ms=errors.fastest_ms,
-            slowest_ms=errors.slowest_ms,
-            inside_ratios=inside_ratios,
-            outside_ratios=(min(inside_ratios[0], outside.low_ratio), max(inside_ratios[1], outside.high_ratio)),
+            fastest_ms=row.fastest_ms,
+            slowest_ms=row.slowest_ms,
+            inside_ratios=(row.low_ratio, row.high_ratio),
+            outside_ratios=(row.outside_low_ratio, row.outside_high_ratio),
         ),
     )
-    return Target(described, threads, tuple(calibration.costs), described.runtime_version, errors, model, sha256)
+    return Target(described, threads, supported, described.runtime_version, row, model, sha256)
 
 
 def _host_target(described: TargetFile, threads: int, table: Path | None) -> Target:

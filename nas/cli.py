@@ -230,10 +230,22 @@ def build_parser() -> _Parser:
     layouts.add_argument("--write", type=Path, metavar="FILE", help="the spec with its layouts, or JSON for a module")
     _add_common(layouts)
 
-    calibrate = add("calibrate", _calibrate, "derive a target's table from the published figures again, with its error")
-    calibrate.add_argument("target")
-    calibrate.add_argument("--write", action="store_true", help="replace the shipped table")
+    calibrate = add("calibrate", _calibrate, "derive the calibrated tables from published figures and counts again")
+    calibrate.add_argument("target", nargs="?", help="one board with every network; without, a line for each board")
+    calibrate.add_argument("--write", action="store_true", help="replace the shipped tables")
     _add_common(calibrate)
+
+    count = add("count", _count, "count the instructions that ncnn executes on 32-bit ARM, under QEMU")
+    which_counts = count.add_mutually_exclusive_group(required=True)
+    which_counts.add_argument(
+        "--space", action="append", default=[], metavar="NAME", help="a space, 'references' or 'operations'; repeatable"
+    )
+    which_counts.add_argument("--benchmark", action="store_true", help="the layers of ncnn's benchmark networks")
+    which_counts.add_argument("--check", type=int, metavar="N", help="N of the shipped counts once more, to compare")
+    count.add_argument("--time", default="10m", help="stop after so long, such as 10m; the same command goes on")
+    count.add_argument("--fetch", action="store_true", help="get from Debian and PyPI what is needed for it, 60 MB")
+    count.add_argument("--write", action="store_true", help="add what was counted to the shipped counts")
+    _add_common(count)
     return parser
 
 
@@ -442,9 +454,18 @@ def _layouts(options: argparse.Namespace) -> int:
 
 
 def _calibrate(options: argparse.Namespace) -> int:
-    from nas.commands import calibrate
+    from nas.count_command import calibrate
 
     return calibrate(options.target, options.write, _view(options))
+
+
+def _count(options: argparse.Namespace) -> int:
+    from nas.count_command import CountWords, count_instructions
+
+    words = CountWords(
+        tuple(options.space), options.benchmark, options.check, options.time, options.fetch, options.write
+    )
+    return count_instructions(words, _view(options))
 
 
 def _view(options: argparse.Namespace) -> Any:

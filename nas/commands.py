@@ -19,7 +19,7 @@ from hardware.kernels import fuse
 from hardware.latency_table import Tier, kernel_sums
 from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import ConfigError, load_yaml, nearest
-from hardware.targets import TARGETS_FOLDER, Target, known_targets, load_target
+from hardware.targets import Target, known_targets, load_target, published_boards, published_rows
 from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import latency_json, read_front
 from nas.problem import Problem
@@ -354,21 +354,32 @@ def targets(name: str | None, view: View) -> int:
     """`nas targets`: the devices that are known."""
     from nas.console import print_table
 
-    names = known_targets() if name is None else (load_target(name).name,)
-    rows = [row for known in names for row in _target_rows(known)]
+    rows = [
+        row for known in (known_targets() if name is None else (load_target(name).name,)) for row in _target_rows(known)
+    ]
+    totals = published_rows() if name is None else []
     if view.json:
-        print(json.dumps({"targets": rows}, indent=2, allow_nan=False))
+        print(json.dumps({"targets": rows, "published_totals": totals}, indent=2, allow_nan=False))
         return DONE
-    columns = ("name", "runtime", "threads", "tier", "error", "checked ms")
+    columns = ("name", "runtime", "threads", "tier", "n", "error", "checked ms")
     print_table("targets", columns, (_target_cells(row) for row in rows))
+    if totals:
+        print(
+            "Published totals only, which no calibration meets; these predict nothing: " + ", ".join(published_boards())
+        )
     if name is not None:
         about = load_target(name).about
         for title, text in (("device", about.device), ("about", about.description), ("protocol", about.protocol)):
             print(f"{title:9} {text}")
         print(f"source    {about.provenance.source}, {about.provenance.date}, {about.provenance.licence}")
         print(f"method    {about.provenance.method}")
-        if about.outside_range is not None:
-            print(f"beyond    {about.outside_range.reason}")
+        for row in rows:
+            if row["outside_ratios"] is not None:
+                low, high = row["outside_ratios"]
+                print(
+                    f"beyond    at {row['threads']} threads {low:.2f} to {high:.2f} times what is predicted, as its "
+                    "smallest published networks and the errors of all need"
+                )
     return DONE
 
 
@@ -376,8 +387,8 @@ def _target_cells(row: Mapping[str, Any]) -> list[str]:
     known = [row["name"], row["runtime"], str(row["threads"]), row["tier"]]
     error = row["leave_one_out_mape_percent"] or row["held_out_mape_percent"]
     if error is None:
-        return [*known, "-", "-"]
-    return [*known, f"{error:.1f} %", f"{row['fastest_ms']:.4g}-{row['slowest_ms']:.4g}"]
+        return [*known, "-", "-", "-"]
+    return [*known, str(row["networks"]), f"{error:.1f} %", f"{row['fastest_ms']:.4g}-{row['slowest_ms']:.4g}"]
 
 
 def _target_rows(name: str) -> list[dict[str, Any]]:
@@ -404,35 +415,8 @@ def _target_rows(name: str) -> list[dict[str, Any]]:
                 "slowest_ms": errors.slowest_ms
                 if errors
                 else max((each.slowest_ms for each in measured), default=None),
+                "outside_ratios": [errors.outside_low_ratio, errors.outside_high_ratio] if errors else None,
                 "table": model.table,
             }
         )
     return rows
-
-
-def calibrate(name: str, write: bool, view: View) -> int:
-    """`nas calibrate`: the table from the published figures again, and how well it predicts what it did not see."""
-    from hardware.calibration import error_row, leave_one_network_out, read_benchmark, recalibrate, report_text
-
-    target = load_target(name)
-    if target.about.calibration is None:
-        raise ConfigError(f"target: {name} is measured and not calibrated, so there is nothing to derive")
-    path = TARGETS_FOLDER / target.about.calibration
-    reports = leave_one_network_out(read_benchmark(path.parent))
-    text = recalibrate(path.parent)
-    same = text == path.read_text(encoding="utf-8")
-    if write and not same:
-        path.write_text(text, encoding="utf-8")
-    if view.json:
-        from dataclasses import asdict
-
-        found = {str(threads): asdict(report) | error_row(report) for threads, report in reports.items()}
-        print(json.dumps(found | {"as_derived": same}, indent=2))
-        return DONE
-    for report in reports.values():
-        print(report_text(report))
-        print()
-    print(
-        f"{path.name}: " + ("as derived" if same else "rewritten" if write else "differs from what is derived; --write")
-    )
-    return DONE

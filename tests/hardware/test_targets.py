@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from hardware import targets
+from hardware.armv7.count_tables import EXECUTED
+from hardware.instruction_counts import counts_text, read_counts, write_counts
 from hardware.kernels import Kernel
 from hardware.latency_table import Tier, UnmeasuredKernel
+from hardware.ncnn_model import FUSION_RULES
 from hardware.ops import GlobalPool
 from hardware.profiled_table import ProfiledTable, TableIdentity, empty_table, write_table
+from hardware.published import read_published
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import Row
 from hardware.targets import (
@@ -19,6 +24,7 @@ from hardware.targets import (
     host_identity,
     known_targets,
     load_target,
+    published_boards,
     table_path,
 )
 
@@ -34,11 +40,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def copied_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "targets"
-    for path in targets.TARGETS_FOLDER.rglob("*.yaml"):
-        copy = folder / path.relative_to(targets.TARGETS_FOLDER)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(path.read_text())
-    monkeypatch.setattr(targets, "TARGETS_FOLDER", folder)
+    shutil.copytree(targets.TARGETS_FOLDER, folder)
+    for name in ("COUNTS_FILE", "FORMULA_FILE", "TARGETS_FOLDER"):  # the folder last, since the others lie in it
+        monkeypatch.setattr(targets, name, folder / getattr(targets, name).relative_to(targets.TARGETS_FOLDER))
     return folder
 
 
@@ -59,7 +63,7 @@ def test_rk3288_says_what_it_rests_on() -> None:
     assert (target.runtime, target.runtime_version) == ("ncnn", "20211208")
     assert "1d0b78f9b663e4a66596ac83099fa84037a53372" in target.about.provenance.source
     assert target.about.provenance.licence == "BSD-3-Clause"
-    assert target.fusion_rules == (("conv", "relu"), ("conv", "relu6"))
+    assert target.fusion_rules == FUSION_RULES, "what was counted as one kernel is what ncnn_model writes as one layer"
     assert target.errors is not None
     assert (target.errors.networks, target.errors.fastest_ms, target.errors.slowest_ms) == (25, 11.85, 960.6)
 
@@ -73,24 +77,61 @@ def test_thread_counts_have_tables_of_their_own() -> None:
 
 
 def test_the_hash_follows_the_figures_and_not_the_comments(copied_targets: Path) -> None:
-    before = {threads: load_target("rk3288", threads=threads).sha256 for threads in (1, 4)}
-    file = copied_targets / "rk3288" / "calibration.yaml"
-    text = file.read_text()
-    file.write_text("# a comment\n" + text)
-    assert {threads: load_target("rk3288", threads=threads).sha256 for threads in (1, 4)} == before
-    changed, count = re.subn(r"(4: \{matrix: )[0-9.]+", r"\g<1>0.5", text)
+    def hashes() -> tuple[str, str]:
+        return load_target("rk3288").sha256, load_target("rk3288", threads=4).sha256
+
+    one, four = hashes()
+    boards = copied_targets / "boards.yaml"
+    boards.write_text("# a comment\n" + boards.read_text())
+    assert hashes() == (one, four)
+    rows = (copied_targets / "calibration.csv").read_text()
+    changed, count = re.subn(r"(rk3288,4,groups and bytes,)[0-9.]+", r"\g<1>0.5", rows)
     assert count == 1
-    file.write_text(changed)
-    assert load_target("rk3288", threads=1).sha256 == before[1]
-    assert load_target("rk3288", threads=4).sha256 != before[4]
-    file.write_text(text.replace("global_pool: {written: ", "global_pool: {written: 1"))
-    assert load_target("rk3288", threads=1).sha256 != before[1]
+    (copied_targets / "calibration.csv").write_text(changed)
+    assert hashes()[0] == one
+    assert hashes()[1] != four
+    (copied_targets / "calibration.csv").write_text(rows)
+    formula = (copied_targets / "armv7" / "formula.csv").read_text()
+    (copied_targets / "armv7" / "formula.csv").write_text(formula.replace("global_pool,", "global_pool,1", 1))
+    assert hashes()[0] != one
+
+
+def test_other_counts_make_another_table(copied_targets: Path) -> None:
+    before = load_target("rk3288").sha256
+    file = copied_targets / "armv7" / "kernels.tsv.gz"
+    counts = read_counts(file, EXECUTED)
+    some = next(iter(counts.by_kernel))
+    write_counts(file, counts_text(EXECUTED, counts.how, {**counts.by_kernel, some: counts.by_kernel[some] + 1}))
+    read_counts.cache_clear()
+    assert load_target("rk3288").sha256 != before
+    read_counts.cache_clear()
+
+
+def test_counts_of_another_version_are_refused(copied_targets: Path) -> None:
+    file = copied_targets / "armv7" / "kernels.tsv.gz"
+    write_counts(file, counts_text("ncnn 1.0.20270101 armv7l", "somehow", {"add(8x4x4,8x4x4)": 500}))
+    read_counts.cache_clear()
+    message = f"counts must be of {EXECUTED}, which the target was calibrated with, got those of ncnn 1.0.20270101"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_target("rk3288")
+    read_counts.cache_clear()
+
+
+def test_a_board_that_does_not_calibrate_is_listed_and_refuses_to_predict() -> None:
+    assert "rk3588-a76" in published_boards()
+    assert "rk3588-a76" not in known_targets()
+    with pytest.raises(ConfigError, match=r"published totals only and predicts nothing: .* the error is 1\d\.\d %"):
+        load_target("rk3588-a76")
+    # One thread calibrates on this one, and four do not.
+    assert load_target("raspberrypi4").supported_threads == (1,)
+    with pytest.raises(ConfigError, match=r"calibrated at 1 only; at 4 threads the error is 1\d\.\d %"):
+        load_target("raspberrypi4", threads=4)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("rk3289", {}, "got 'rk3289'; did you mean 'rk3288'? known: host, rk3288"),
+        ("rk3289", {}, "got 'rk3289'; did you mean 'rk3288'?"),
         ("../rk3288", {}, "must be one of the known targets"),
         ("rk3288", {"threads": 2}, "target rk3288 has figures for 1, 4 threads, got 2"),
         ("rk3288", {"threads": 0}, "got 0"),
@@ -106,18 +147,12 @@ def test_what_a_target_cannot_do_is_refused_with_what_it_can(name: str, options:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("rk3288.yaml", "runtime: ncnn", "runtim: ncnn", ":7: runtim: unknown key; did you mean 'runtime'?"),
-        ("rk3288.yaml", "calibration: rk3288/calibration.yaml", "", "needs both calibration and outside_range"),
-        ("rk3288.yaml", "tier: calibrated", "tier: measured", "a calibrated target, and no other"),
-        ("rk3288.yaml", "rk3288/calibration.yaml", "rk3288/none.yaml", "none.yaml: a readable file is needed"),
-        (
-            "rk3288/calibration.yaml",
-            "conv1x1: {macs: ",
-            "conv1x1: {mac: ",
-            "unknown amount 'mac'; did you mean 'macs'?",
-        ),
-        ("rk3288/calibration.yaml", "winograd: 1", "winograd: -1", "costs.1.winograd: must be greater than 0"),
-        ("rk3288/calibration.yaml", "costs:\n  1:", "costs:\n  2:", "costs and errors need equal threads"),
+        ("boards.yaml", "\nruntime: ncnn", "\nruntim: ncnn", "runtim: unknown key; did you mean 'runtime'?"),
+        ("boards.yaml", "commit: 1d0b78", "commit: xyz", "boards.0.commit"),
+        ("calibration.csv", "target,threads", "target,cores", "the columns must be target, threads"),
+        ("calibration.csv", "rk3288,1,instructions,1", "rk3288,1,instructions,-1", "multiplying_ms: Input should be"),
+        ("calibration.csv", "rk3288,1,", "rk3288,,", "threads: Input should be a valid integer"),
+        ("armv7/formula.csv", "family,counted", "family,count", "the columns must be family, counted"),
     ],
 )
 def test_a_wrong_target_file_is_refused(copied_targets: Path, file: str, old: str, new: str, message: str) -> None:
@@ -126,6 +161,27 @@ def test_a_wrong_target_file_is_refused(copied_targets: Path, file: str, old: st
     (copied_targets / file).write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_target("rk3288")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("rk3288,20211208,1,", "rk3288,,1,", "a published row must say its version, which is empty for alexnet"),
+        ("rk3288,20211208,1,", "rk3288,20211208,,", "a published row must say its threads"),
+        ("rk3288,20211208,1,", "rk3288,20211208,one,", "threads and mean_ms must be numbers"),
+        (",330.15,", ",0,", "threads and mean_ms must be above zero, got 1 and 0.0"),
+        ("target,version", "target,release", "the columns must be target, version"),
+    ],
+)
+def test_a_published_row_without_what_it_needs_is_refused(
+    copied_targets: Path, old: str, new: str, message: str
+) -> None:
+    file = copied_targets / "published.csv"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_published(file)
 
 
 def measured(identity: TableIdentity, ms: float = 0.25) -> ProfiledTable:

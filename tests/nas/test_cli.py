@@ -321,8 +321,13 @@ def test_targets_are_listed_with_their_tier_and_error(nas):
     boards = [row for row in rows if row["name"] == "rk3288"]
     assert [row["threads"] for row in boards] == [1, 4]
     assert {row["tier"] for row in boards} == {"calibrated"}
-    assert boards[0]["leave_one_out_mape_percent"] <= 8
-    assert boards[1]["leave_one_out_mape_percent"] <= 13
+    assert [row["networks"] for row in boards] == [25, 25]
+    assert boards[0]["leave_one_out_mape_percent"] <= 6
+    assert boards[1]["leave_one_out_mape_percent"] <= 10
+    assert {row["name"] for row in rows} >= {"rk3399-a72", "rk3399-a53", "raspberrypi4", "raspberrypi3"}
+    totals = json.loads(out)["published_totals"]
+    assert all(row["leave_one_out_mape_percent"] >= 10 for row in totals if row["threads"] == 1)
+    assert "raspberrypi5" in {row["name"] for row in totals}
     assert {row["tier"] for row in rows if row["name"] == "host"} == {"measured"}
     code, out, _ = nas("targets", "rk3288")
     assert code == DONE
@@ -340,8 +345,14 @@ def test_a_calibration_is_derived_again_as_it_was_shipped(nas):
     assert code == DONE, err
     assert "as derived" in out
     found = json.loads(nas("calibrate", "rk3288", "--json")[1])
-    assert found.pop("as_derived") is True
-    assert set(found) == {"1", "4"}
+    assert found["as_derived"] is True
+    assert [(report["target"], report["threads"]) for report in found["reports"]] == [("rk3288", 1), ("rk3288", 4)]
+
+
+def test_without_what_counting_needs_the_command_says_what_is_missing_and_what_still_works(nas, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    refused(nas("count", "--check", "3"), "Debian's armhf Python", "--fetch", "the shipped counts", "work without")
+    refused(nas("count", "--check", "0"), "at least 1")
 
 
 def test_a_measured_target_has_nothing_to_derive(nas):

@@ -111,8 +111,8 @@ def test_infeasible_networks_are_neither_evaluated_nor_kept(run_search, tight):
 
 def test_the_upper_end_of_the_interval_must_keep_the_budget_and_not_the_middle(run_search, tight):
     costs = [each.cost.latency for each in run_search(FormulaExecutor(), own_problem=tight).evaluated]
-    # Outside the calibrated range the interval ends a third above the value (targets/rk3288.yaml).
-    assert max(latency.value_ms for latency in costs) <= 5 / 1.33
+    # Outside the calibrated range the interval ends a fifth above the value or more (targets/calibration.csv).
+    assert max(latency.value_ms for latency in costs) <= 5 / 1.2
     assert max(latency.value_ms for latency in costs) > 2, "the budget is used"
 
 

@@ -13,8 +13,8 @@ from searchspace.references import reference
 from searchspace.spec import deploy_id
 from tests.nas.conftest import FormulaExecutor, formula
 
-# RDPNet for CIFAR at its six widths; within 100 ms on the rk3288 the widest is not.
-WITHIN_100_MS = [f"rdpnet_x{width}_cifar" for width in ("0_25", "0_5", "0_75", "1_0", "1_25")]
+# RDPNet for CIFAR at its six widths; within 100 ms on the rk3288 are all of them.
+WITHIN_100_MS = [f"rdpnet_x{width}_cifar" for width in ("0_25", "0_5", "0_75", "1_0", "1_25", "1_5")]
 
 
 def test_published_networks_that_keep_the_budget_are_evaluated_first(run_search, problem, changed):
@@ -23,7 +23,7 @@ def test_published_networks_that_keep_the_budget_are_evaluated_first(run_search,
     assert [trial.user_attrs.get("origin") for trial in trials] == [
         "fastest member",
         *(f"published {name}" for name in WITHIN_100_MS),
-        *[None] * 6,
+        *[None] * 5,
     ]
     for name, each in zip(WITHIN_100_MS, outcome.evaluated[1:], strict=False):
         published, found = reference(name), each.spec

@@ -188,7 +188,7 @@ def measured(identity: TableIdentity, ms: float = 0.25) -> ProfiledTable:
     """A table that knows one kernel."""
     rows = {KERNEL.key: Row(ms, 0.01, 3)}
     empty = empty_table(identity)
-    return replace(empty, measured_on="2026-01-01", networks=3, fit=replace(empty.fit, rows=rows))
+    return replace(empty, measured_on="2026-01-01", fit=replace(empty.fit, rows=rows))
 
 
 def host(threads: int = 1, runtime: str | None = None) -> TableIdentity:

@@ -8,83 +8,86 @@ from hardware.ops import Shape
 
 @dataclass(frozen=True, slots=True)
 class ExampleFacts:
-    """What an example has to know of its model; `batch` is the fixed one, None where it is free."""
+    """What the examples have to know of a model; `batch` is the fixed one, None where it is free."""
 
     input_shape: Shape
     batch: int | None
 
 
-_HEAD = '''"""What {file} sees in an image: `python {script} IMAGE`, or without one in sample.png."""
+PREPROCESSING = "preprocessing.py"
+
+_PREPROCESSING = '''"""What becomes of an image before the network sees it, and what its scores say."""
 
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
-{import_line}
 from PIL import Image
 
-here = Path(__file__).parent
-about = json.loads((here / "manifest.json").read_text(encoding="utf-8"))
-mean, std = (np.float32(about["preprocessing"][name]) for name in ("mean", "std"))
-with Image.open(sys.argv[1] if len(sys.argv) > 1 else here / "sample.png") as file:
-    side = min(file.size)
-    left, top = (file.width - side) // 2, (file.height - side) // 2
-    square = file.convert("{mode}").crop((left, top, left + side, top + side))
-image = square.resize(({width}, {height}), Image.Resampling.BILINEAR)
-x = (np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 255 - mean) / std
-x = np.ascontiguousarray(x.transpose(2, 0, 1))
+HERE = Path(__file__).parent
+ABOUT = json.loads((HERE / "manifest.json").read_text(encoding="utf-8"))
+
+
+def read_image(path=None):
+    """The image at a path, or else that of the command line, or else sample.png, as ({channels}, {height}, {width})."""
+    with Image.open(path or (sys.argv[1] if len(sys.argv) > 1 else HERE / "sample.png")) as file:
+        side = min(file.size)
+        left, top = (file.width - side) // 2, (file.height - side) // 2
+        square = file.convert("{mode}").crop((left, top, left + side, top + side))
+    image = square.resize(({width}, {height}), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}) / 255
+    mean, std = (np.float32(ABOUT["preprocessing"][name]) for name in ("mean", "std"))
+    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+
+def best_class(scores):
+    """The most likely class, and its score."""
+    best = int(np.argmax(scores))
+    return f"{{ABOUT['classes'][best]}} {{float(scores[best]):.3f}}"
 '''
 
-_TAIL = """best = int(np.argmax(scores))
-print(about["classes"][best], f"{float(scores[best]):.3f}")
-"""
+# Of each format what lies between the image x and its class, imports included.
+_EXAMPLES: Mapping[str, str] = {
+    "onnx": """import onnxruntime
+from preprocessing import HERE, best_class, read_image
 
-# Of each format: the file that it runs, what it imports, and the lines between the image x and its scores.
-_LINES: Mapping[str, tuple[str, str, str]] = {
-    "onnx": (
-        "model.onnx",
-        "import onnxruntime",
-        """session = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession(HERE / "model.onnx", providers=["CPUExecutionProvider"])
 scores = session.run(None, {{"image": {batched}}})[0][0]
+print(best_class(scores))
 """,
-    ),
-    "ncnn": (
-        "model.param",
-        "import ncnn",
-        """net = ncnn.Net()
+    "ncnn": """import ncnn
+from preprocessing import HERE, best_class, read_image
+
+net = ncnn.Net()
 net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
-net.load_param(str(here / "model.param"))
-net.load_model(str(here / "model.bin"))
+net.load_param(str(HERE / "model.param"))
+net.load_model(str(HERE / "model.bin"))
 extractor = net.create_extractor()
-extractor.input("in0", ncnn.Mat(x).clone())
-scores = np.array(extractor.extract("out0")[1])
+extractor.input("in0", ncnn.Mat(read_image()).clone())
+print(best_class(extractor.extract("out0")[1]))
 """,
-    ),
-    "mnn": (
-        "model.mnn",
-        "import MNN",
-        """interpreter = MNN.Interpreter(str(here / "model.mnn"))
-interpreter.setSessionHint(3, 1)  # smaller Winograd tiles, which round less
-session = interpreter.createSession({{"backend": "CPU", "precision": "high"}})
-layout = MNN.Tensor_DimensionType_Caffe
-interpreter.getSessionInput(session).copyFrom(MNN.Tensor((1, *x.shape), MNN.Halide_Type_Float, x[None], layout))
-interpreter.runSession(session)
-found = interpreter.getSessionOutput(session)
-scores = np.zeros(found.getShape(), np.float32)
-result = MNN.Tensor(scores.shape, MNN.Halide_Type_Float, scores, layout)
-found.copyToHostTensor(result)
-scores = np.array(result.getNumpyData())[0]
+    "mnn": """import MNN
+from preprocessing import HERE, best_class, read_image
+
+manager = MNN.nn.create_runtime_manager(({{"backend": "CPU", "precision": "high"}},))
+manager.set_hint(3, 1)  # smaller Winograd tiles, which round less
+net = MNN.nn.load_module_from_file(str(HERE / "model.mnn"), ["image"], ["output"], runtime_manager=manager)
+x = read_image()[None]
+scores = net.forward([MNN.expr.const(x, x.shape, MNN.expr.NCHW)])[0]
+print(best_class(MNN.expr.convert(scores, MNN.expr.NCHW).read()[0]))
 """,
-    ),
-    "torch": (
-        "model.pt2",
-        "import torch",
-        """network = torch.export.load(here / "model.pt2").module()  # or: from network import load; network = load()
-scores = network(torch.from_numpy({batched})).detach().numpy()[0]
+    "torch": """import torch
+from preprocessing import HERE, best_class, read_image
+
+network = torch.export.load(HERE / "model.pt2").module()  # or: from network import load; network = load()
+with torch.no_grad():
+    scores = network(torch.from_numpy({batched}))[0]
+print(best_class(scores))
 """,
-    ),
 }
+
+_FILES = {"onnx": "model.onnx", "ncnn": "model.param", "mnn": "model.mnn", "torch": "model.pt2"}
 
 
 def script_name(name: str) -> str:
@@ -93,17 +96,14 @@ def script_name(name: str) -> str:
 
 
 def example(name: str, facts: ExampleFacts) -> str:
-    """The text of the example for a format by its name."""
-    file, import_line, lines = _LINES[name]
+    """The text of the example for a format by its name; it needs `preprocessing` beside it."""
+    batched = "read_image()[None]" if facts.batch in (None, 1) else f"read_image()[None].repeat({facts.batch}, 0)"
+    title = f"What {_FILES[name]} sees in an image: `python {script_name(name)} IMAGE`, or without one in sample.png."
+    return f'"""{title}"""\n\n{_EXAMPLES[name].format(batched=batched)}'
+
+
+def preprocessing(facts: ExampleFacts) -> str:
+    """The text of the file that the examples of a folder share."""
     channels, height, width = facts.input_shape
-    head = _HEAD.format(
-        file=file,
-        script=script_name(name),
-        import_line=import_line,
-        mode="L" if channels == 1 else "RGB",
-        width=width,
-        height=height,
-        channels=channels,
-    )
-    batched = "x[None]" if facts.batch in (None, 1) else f"x[None].repeat({facts.batch}, 0)"
-    return head + lines.format(batched=batched) + _TAIL
+    mode = "L" if channels == 1 else "RGB"
+    return _PREPROCESSING.format(mode=mode, channels=channels, height=height, width=width)

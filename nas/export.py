@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from evaluators.datasets import Dataset
 from hardware.graph import DeployModel, FloatArray
 from hardware.isolated import Failed, run_isolated
-from hardware.onnx_int8 import quantize
+from hardware.onnx_int8 import Int8Method, quantize
 from hardware.onnx_model import INPUT_NAME, OPSET, OUTPUT_NAME
 from hardware.parity import difference
 from hardware.runners import onnxruntime
 from hardware.strict_yaml import ConfigError
-from nas.examples import ExampleFacts, example, script_name
+from nas.examples import PREPROCESSING, ExampleFacts, example, preprocessing, script_name
 from nas.export_formats import Format, Subject, library_versions
 from nas.finalists import PARITY_IMAGES, logits, onnx_metadata
 from nas.members import read_front
@@ -48,6 +48,9 @@ RUN_TIMEOUT_S = 300.0
 
 # Training images whose activations set the ranges of eight bits.
 CALIBRATION_IMAGES = 256
+
+# What lost least in studies/int8.
+INT8_METHOD = Int8Method()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,10 @@ class _Work:
     def model(self) -> DeployModel:
         return self.subject.model
 
+    @property
+    def facts(self) -> ExampleFacts:
+        return ExampleFacts(self.model.graph.input_shape, self.subject.batch)
+
 
 def _work(study: TrainedStudy, trial: int, plan: ExportPlan, folder: Path) -> _Work:
     member = study.finalists[trial]
@@ -241,9 +248,8 @@ def _write_and_check(chosen: Format, works: Sequence[_Work]) -> None:
                 (work.folder / file).unlink(missing_ok=True)
             work.formats[chosen.name].pop("files", None)
         else:
-            facts = ExampleFacts(work.model.graph.input_shape, work.subject.batch)
             script = work.folder / script_name(chosen.name)
-            script.write_text(example(chosen.name, facts), encoding="utf-8")
+            script.write_text(example(chosen.name, work.facts), encoding="utf-8")
             work.formats[chosen.name]["example"] = script.name
 
 
@@ -278,7 +284,7 @@ def _add_int8(work: _Work, study: TrainedStudy, max_drop: float) -> None:
     splits = study.data.at(work.model.graph.input_shape[1])
     float_file, int8_file = work.folder / "model.onnx", work.folder / INT8
     images = splits.train_x[:CALIBRATION_IMAGES].numpy()
-    answer = quantize(float_file, int8_file, images)
+    answer = quantize(float_file, int8_file, images, INT8_METHOD)
     if isinstance(answer, Failed):
         work.int8["refused"] = answer.reason
         return
@@ -297,7 +303,7 @@ def _add_int8(work: _Work, study: TrainedStudy, max_drop: float) -> None:
     work.int8.update(
         {
             "files": [INT8],
-            "method": "static, QDQ, int8 weights per channel, uint8 activations, ranges from minimum and maximum",
+            "method": str(INT8_METHOD),
             "calibration_images": {"training": len(images)},
             "accuracy_before": before,
             "accuracy_after": after,
@@ -316,18 +322,19 @@ def _finished(work: _Work, study: TrainedStudy, plan: ExportPlan, out: Path) -> 
     if standing:
         shutil.copyfile(study.folder / "models" / str(work.trial) / SPEC, work.folder / SPEC)
         _write_sample(study.data, work.folder / SAMPLE)
+        (work.folder / PREPROCESSING).write_text(preprocessing(work.facts), encoding="utf-8")
     manifest = _manifest(work, study, plan)
     if not standing:
         return Exported(work.trial, None, manifest)
     (work.folder / MANIFEST).write_text(json.dumps(manifest, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     final = out / str(work.trial)
-    with _set_aside(final):
+    with set_aside(final):
         work.folder.replace(final)
     return Exported(work.trial, final, manifest)
 
 
 @contextlib.contextmanager
-def _set_aside(final: Path) -> Iterator[None]:
+def set_aside(final: Path) -> Iterator[None]:
     """Moves a folder out of the way until what takes its place has its name."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)

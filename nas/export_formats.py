@@ -15,6 +15,7 @@ from hardware.onnx_model import to_onnx
 from hardware.runners import mnn, ncnn, onnxruntime
 from hardware.strict_yaml import ConfigError, nearest
 from nas import torch_programs
+from searchspace.torch_source import SOURCE, STEPS, WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,8 @@ FORMATS: Mapping[str, Format] = {
             "torch",
             "torch",
             "torch",
-            (torch_programs.PROGRAM, torch_programs.SOURCE, torch_programs.WEIGHTS),
-            (torch_programs.PROGRAM, torch_programs.SOURCE),
+            (torch_programs.PROGRAM, SOURCE, STEPS, WEIGHTS),
+            (torch_programs.PROGRAM, SOURCE),
             _write_torch,
             torch_programs.run,
         ),

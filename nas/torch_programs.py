@@ -1,4 +1,4 @@
-"""What a network is to people with torch alone: an exported program, and a plain file that builds it.
+"""What a network is to people with torch alone: an exported program, and a plain file with a list of steps.
 
 The program is made of what the file builds, so that both are the same network. Reading a program runs no code of it;
 the file is ours as written.
@@ -13,15 +13,19 @@ import torch
 from safetensors.torch import save_file
 
 from hardware.graph import DeployModel, FloatArray
-from searchspace.torch_source import torch_source
+from searchspace.torch_source import SOURCE, STEPS, WEIGHTS, torch_source
 
-SOURCE, WEIGHTS, PROGRAM = "network.py", "model.safetensors", "model.pt2"
+PROGRAM = "model.pt2"
 
 
 def write_torch(model: DeployModel, folder: Path, title: str, batch: int | None) -> None:
-    """Writes the file that builds the network, its weights and the program; batch None leaves the first axis free."""
+    """Writes the file that builds the network, its steps and weights, and the program.
+
+    batch None leaves the first axis free.
+    """
     source = torch_source(model, title)
     (folder / SOURCE).write_text(source.text, encoding="utf-8")
+    (folder / STEPS).write_text(source.steps, encoding="utf-8")
     save_file({name: torch.tensor(value) for name, value in source.weights.items()}, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes for its user alone, and the folder is made to be handed on
     network = _load(folder / SOURCE)

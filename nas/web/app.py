@@ -4,7 +4,7 @@ import hashlib
 import importlib.resources
 import logging
 import mimetypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -14,15 +14,17 @@ from urllib.parse import parse_qs
 from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
+from nas.export_formats import FORMATS
 from nas.members import FRONT_JSON, read_front
 from nas.report import REPORT
 from nas.settings import StudyFile, read_study_file
 from nas.web.anatomy import Anatomy, anatomy
-from nas.web.downloads import ARCHIVE, file_to_send, front_archive, model_downloads, study_downloads
+from nas.web.downloads import ARCHIVE, export_archive, file_to_send, model_downloads, study_downloads
+from nas.web.export_job import read_state
 from nas.web.guard import LOOK_ONLY, Denied, Guard
 from nas.web.markup import element
 from nas.web.optuna_pages import OWN_PATHS, OptunaPages
-from nas.web.pages import StoredList, list_page, page, stored_page, stored_url, study_page, study_url
+from nas.web.pages import StoredList, TakeHome, list_page, page, stored_page, stored_url, study_page, study_url
 from nas.web.runs import Refused, Runs
 from nas.web.stored import FOREIGN, StoredStudies
 from nas.web.studies import Live, NoSuchStudy, Studies
@@ -156,7 +158,7 @@ class App:
     def _answer(self, request: Request) -> Answer:
         if request.method == "POST":
             match request.way:
-                case ("studies", name, "resume" | "extend" | "stop" as action):
+                case ("studies", name, "resume" | "extend" | "stop" | "export" as action):
                     return self._act(name, action, request)
         elif request.method in LOOK_ONLY:
             match request.way:
@@ -173,8 +175,7 @@ class App:
                 case ("studies", name, "trials", number) if number.isdecimal():
                     return self._trial(name, int(number))
                 case ("studies", name, file) if file == ARCHIVE:
-                    folder = self._studies.folder(name)
-                    return _attachment(front_archive(folder), f"{name}-front.zip", "application/zip")
+                    return self._archive(name)
                 case ("studies", name, "files", *path):
                     return self._file(name, "/".join(path))
         else:
@@ -218,8 +219,9 @@ class App:
         said, optuna_id = request.query.get("said", ""), self._studies.optuna_id(name)
         known = self._drawn.get(name)
         if known is None or known[0] is not live or known[1] != (said, optuna_id):
-            downloads = study_downloads(self._studies.folder(name))
-            text = study_page(live, self._guard.token, downloads, said, optuna_id, self._optuna is not None)
+            folder = self._studies.folder(name)
+            take_home = TakeHome(study_downloads(folder), read_state(folder), self._runs.is_exporting(folder))
+            text = study_page(live, self._guard.token, take_home, said, optuna_id, self._optuna is not None)
             known = self._drawn[name] = (live, (said, optuna_id), text)
         return _fresh(request, known[2])
 
@@ -232,6 +234,13 @@ class App:
         found = _drawn(read_study_file(folder), trial, folder)
         files = model_downloads(folder, number)
         return _html(trial_page(name, trial, found, member, files, study_url(name), self._optuna is not None))
+
+    def _archive(self, name: str) -> Answer:
+        try:
+            archive = export_archive(self._studies.folder(name))
+        except FileNotFoundError as error:
+            raise Denied(404, f"the front of {name} was not exported yet; press Export on its page") from error
+        return _attachment(archive, f"{name}-exported.zip", "application/zip")
 
     def _file(self, name: str, path: str) -> Answer:
         folder = self._studies.folder(name)
@@ -249,14 +258,29 @@ class App:
         form = _form(request.environ)
         self._guard.check_change(request.environ, form.get("token", ""))
         folder = self._studies.folder(name)
-        if action == "stop":
-            self._runs.stop(folder)
-        elif action == "resume":
-            self._runs.resume(folder, None)
-        else:
-            self._runs.resume(folder, _more_trials(form.get("trials", "")))
-        said = {"stop": "stopped", "resume": "resumed", "extend": "extended"}[action]
+        match action:
+            case "stop":
+                self._runs.stop(folder)
+            case "resume":
+                self._runs.resume(folder, None)
+            case "extend":
+                self._runs.resume(folder, _more_trials(form.get("trials", "")))
+            case "export":
+                formats = _wanted_formats(form)
+                if not (folder / FRONT_JSON).exists():
+                    raise Refused(f"{name} has no front yet; resume it to its end first")
+                self._runs.export(folder, formats, int8="int8" in form)
+        said = {"stop": "stopped", "resume": "resumed", "extend": "extended", "export": "exporting"}[action]
         return Answer(303, {"Location": f"{study_url(name)}?said={said}"})
+
+
+def _wanted_formats(form: Mapping[str, str]) -> list[str]:
+    formats = [name for name in FORMATS if name in form]
+    if not formats:
+        raise Denied(400, f"formats: at least one of {', '.join(FORMATS)}")
+    if "int8" in form and "onnx" not in form:
+        raise Denied(400, "int8: made of the ONNX model, so onnx has to be among the formats")
+    return formats
 
 
 def _trial_of(trials: Sequence[FrozenTrial], number: int, name: str) -> FrozenTrial:

@@ -1,23 +1,23 @@
-"""What can be taken home from a study: a short list of files, and the front with its models as one archive."""
+"""What can be taken home from a study: a short list of files, and the exported front as one archive."""
 
 import re
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from nas.members import FRONT_CSV, FRONT_JSON, read_front
+from nas.members import FRONT_CSV, FRONT_JSON
 from nas.report import REPORT
 from nas.settings import STUDY_FILE
 from nas.study_log import LOG
+from nas.web.export_job import EXPORTED
 
 # Beside these only what lies in the folder of a model.
 STUDY_FILES = (FRONT_JSON, FRONT_CSV, REPORT, STUDY_FILE, LOG)
 MODEL_FILE = re.compile(r"models/[0-9]+/([A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
-ARCHIVE = "front.zip"
+ARCHIVE = "exported.zip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,12 @@ def study_downloads(folder: Path) -> list[Download]:
     """The files of a finished study; nothing before there is a front."""
     if not (folder / FRONT_JSON).exists():
         return []
-    archive = Download("The front with its models (zip)", ARCHIVE, f"{folder.name}-front.zip", "")
+    archive = []
+    if (folder / EXPORTED).is_dir():
+        count = sum(1 for path in (folder / EXPORTED).iterdir() if path.is_dir())
+        size = sum(path.stat().st_size for path in (folder / EXPORTED).rglob("*") if path.is_file())
+        title = f"The exported front (zip, {count} network{'s' if count != 1 else ''})"
+        archive = [Download(title, ARCHIVE, f"{folder.name}-exported.zip", size_text(size))]
     named = (
         ("The front as JSON", FRONT_JSON),
         ("The front as a table (CSV)", FRONT_CSV),
@@ -53,7 +58,7 @@ def study_downloads(folder: Path) -> list[Download]:
         ("Settings and versions", STUDY_FILE),
         ("The whole log", LOG),
     )
-    return [archive, *(_download(folder, title, path) for title, path in named if (folder / path).is_file())]
+    return [*archive, *(_download(folder, title, path) for title, path in named if (folder / path).is_file())]
 
 
 def model_downloads(folder: Path, trial: int) -> list[Download]:
@@ -76,22 +81,19 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
-def front_archive(folder: Path) -> IO[bytes]:
-    """The front of a study with the folders of its members, as an open zip file that vanishes when closed.
+def export_archive(folder: Path) -> IO[bytes]:
+    """What was exported last, as an open zip file that vanishes when closed.
 
     Raises:
-        ConfigError: there is no front yet.
+        FileNotFoundError: nothing was.
     """
-    members: Sequence[dict[str, Any]] = read_front(folder)["members"]
-    paths = [path for path in STUDY_FILES if path != LOG]
-    for each in members:
-        models = folder / "models" / str(each["trial"])
-        paths += [path.relative_to(folder).as_posix() for path in sorted(models.rglob("*"))]
+    exported = (folder / EXPORTED).resolve()
+    if not exported.is_relative_to(folder.resolve()) or not exported.is_dir():
+        raise FileNotFoundError(exported)
     archive = tempfile.TemporaryFile()  # noqa: SIM115 - the server closes it once it is sent
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        for path in paths:
-            source = file_to_send(folder, path)
-            if source is not None:
-                file.write(source, f"{folder.name}/{path}")
+        for path in sorted(exported.rglob("*")):
+            if path.is_file() and path.resolve().is_relative_to(exported):
+                file.write(path, f"{folder.name}/{path.relative_to(exported).as_posix()}")
     archive.seek(0)
     return archive

@@ -1,11 +1,14 @@
 """The pages: the list of studies, one study as it runs, and what all pages share."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from nas.export_formats import FORMATS, Format
 from nas.web.charts import hypervolume_chart, legend, search_chart, trained_chart
 from nas.web.downloads import Download
+from nas.web.export_job import ExportState
 from nas.web.markup import Markup, element, joined, table
 from nas.web.studies import Live, Overview, Point, age, duration
 
@@ -13,6 +16,7 @@ from nas.web.studies import Live, Overview, Point, age, duration
 SAID = {
     "resumed": "The study is being taken up again; that takes a few seconds.",
     "extended": "The study goes on with more trials; that takes a few seconds.",
+    "exporting": "The front is being exported; its state is below.",
     "stopped": "The study was asked to stop; it ends after what it is doing.",
 }
 
@@ -105,9 +109,16 @@ def _state(state: str) -> Markup:
     return element("span", state, class_=f"state {state}")
 
 
-def study_page(
-    live: Live, token: str, downloads: Sequence[Download], said: str, optuna_id: int | None, with_optuna: bool
-) -> str:
+@dataclass(frozen=True, slots=True)
+class TakeHome:
+    """What a study has to take home, and how the export of its front gets on; state None where there was no export."""
+
+    downloads: Sequence[Download]
+    state: ExportState | None
+    is_exporting: bool
+
+
+def study_page(live: Live, token: str, take_home: TakeHome, said: str, optuna_id: int | None, with_optuna: bool) -> str:
     """One study; what changes while it runs is marked to be fetched again."""
     overview = live.overview
     name = overview.name
@@ -118,8 +129,9 @@ def study_page(
         parts.append(element("p", overview.trouble or "", class_="bad", role="alert"))
     else:
         parts += _pictures(live, lambda number: study_url(name, "trials", number))
-    if downloads:
-        parts.append(_section("files", "To take home", download_list(name, downloads)))
+    if take_home.downloads:
+        parts.append(_section("export", "To take home", *_export(overview, take_home, token)))
+        parts.append(_section("files", None, download_list(name, take_home.downloads)))
     else:
         parts.append(
             _section(
@@ -248,6 +260,47 @@ def _buttons(overview: Overview, token: str) -> Markup:
         )
     )
     return element("div", *forms, class_="buttons")
+
+
+def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]:
+    """How an export gets on, and the form that begins one."""
+    parts = []
+    state = take_home.state
+    if take_home.is_exporting:
+        doing = f": {state.doing} for {state.members} networks" if state is not None and state.doing else ""
+        return [element("p", f"The front is being exported{doing}.", role="status", class_="notice", id="exporting")]
+    if state is not None:
+        parts += _export_outcome(state)
+    if overview.state in ("running", "starting"):
+        return [*parts, hint("While the study runs its front may change; it can be exported afterwards.")]
+    boxes = [_box(each.name, f" {each.name}", _missing(each), checked=each.name == "onnx") for each in FORMATS.values()]
+    boxes.append(_box("int8", " ONNX in 8 bits", None, checked=False))
+    fields = element("fieldset", element("legend", "Export the front as"), *boxes)
+    button = element("button", "Export", id="export-front", aria_label=f"Export the front of {overview.name}")
+    return [*parts, _form(overview.name, "export", token, fields, button)]
+
+
+def _export_outcome(state: ExportState) -> list[Markup]:
+    what = ", ".join([*state.formats, *(["int8"] if state.int8 else [])])
+    if state.ended is None:
+        return [element("p", f"The export of {what} was cut short; nothing of it was kept.", class_="bad")]
+    if state.failure is not None:
+        return [element("p", f"The export of {what} failed: {state.failure}", class_="bad")]
+    when = state.ended[:16].replace("T", " ")
+    parts = [hint(f"Exported {when} UTC: {what} of {state.members} network{'s' if state.members != 1 else ''}.")]
+    return parts + [element("p", f"Left out: {problem}", class_="bad") for problem in state.problems]
+
+
+def _box(name: str, title: str, missing: str | None, *, checked: bool) -> Markup:
+    box = element(
+        "input", type="checkbox", name=name, id=f"format-{name}", checked=checked, disabled=missing is not None
+    )
+    return element("label", box, title if missing is None else f"{title} ({missing})", for_=f"format-{name}")
+
+
+def _missing(each: Format) -> str | None:
+    """What has to be installed before a format can be written, None where all is there."""
+    return None if importlib.util.find_spec(each.module) is not None else f"pip install {each.library}"
 
 
 def _form(name: str, action: str, token: str, *inside: object) -> Markup:

@@ -1,4 +1,4 @@
-"""Who drives a study, and its resuming and stopping from outside, each run a process of its own.
+"""Who drives a study, and its resuming, stopping and exporting from outside, each run a process of its own.
 
 Whether a study runs is read off the system's list of locks: taking its lock to find out, if only for a moment, could
 turn a driver away that starts in that moment.
@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from nas.storage import LOCK
 from nas.study_log import LOG, add_line
+from nas.web.export_job import LOCK as EXPORT_LOCK
 
 LOCKS = Path("/proc/locks")
 
@@ -23,15 +25,20 @@ class Refused(Exception):
 
 def driver_of(folder: Path) -> int | None:
     """The process that drives the study, None where none does."""
+    return holder_of(folder / LOCK)
+
+
+def holder_of(lock: Path) -> int | None:
+    """The process that holds a lock and has written its number into it, None where none does."""
     try:
-        inode = (folder / LOCK).stat().st_ino
+        inode = lock.stat().st_ino
     except FileNotFoundError:
         return None
     try:
         rows = [line.split() for line in LOCKS.read_text(encoding="ascii").splitlines()]
     except FileNotFoundError:
-        return _recorded_driver(folder)
-    written = (folder / LOCK).read_text(encoding="utf-8").strip()
+        return _recorded_holder(lock)
+    written = lock.read_text(encoding="utf-8").strip()
     for row in rows:
         # 1: FLOCK  ADVISORY  WRITE 4233 fe:00:3092119 0 EOF; one that only waits has an arrow. The device is left out:
         # some file systems give another one here than to those who ask for the file itself.
@@ -40,9 +47,9 @@ def driver_of(folder: Path) -> int | None:
     return None
 
 
-def _recorded_driver(folder: Path) -> int | None:
+def _recorded_holder(lock: Path) -> int | None:
     # Where the system does not list its locks: whether the process that wrote itself down is alive.
-    text = (folder / LOCK).read_text(encoding="utf-8").strip()
+    text = lock.read_text(encoding="utf-8").strip()
     if not text.isdigit():
         return None
     try:
@@ -55,10 +62,11 @@ def _recorded_driver(folder: Path) -> int | None:
 
 
 class Runs:
-    """The runs that were started here, and those that were started elsewhere."""
+    """The runs and exports that were started here, and those that were started elsewhere."""
 
     def __init__(self) -> None:
         self._children: dict[Path, subprocess.Popen[bytes]] = {}
+        self._exports: dict[Path, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
 
     def state(self, folder: Path) -> str | None:
@@ -80,16 +88,27 @@ class Runs:
                 raise Refused(f"{folder.name} is {state} already; a study has one driver at a time")
             pressed = "Resume" if more_trials is None else f"Extend by {more_trials} trials"
             add_line(folder, f"dashboard: {pressed} was pressed")
-            with (folder / LOG).open("ab") as log:
-                self._children[folder] = subprocess.Popen(
-                    resume_command(folder, more_trials),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    # The library logs there itself; this is for what ends a run before it begins.
-                    stderr=log,
-                    # Ctrl-C in the terminal of the dashboard is not meant for studies.
-                    start_new_session=True,
-                )
+            self._children[folder] = _started(resume_command(folder, more_trials), folder)
+
+    def is_exporting(self, folder: Path) -> bool:
+        """Whether the study's front is being exported, by whomever."""
+        child = self._exports.get(folder)
+        return holder_of(folder / EXPORT_LOCK) is not None or (child is not None and child.poll() is None)
+
+    def export(self, folder: Path, formats: Sequence[str], *, int8: bool) -> None:
+        """Starts the export of the study's front.
+
+        Raises:
+            Refused: the study runs, so that its front may change, or it is being exported already.
+        """
+        with self._lock:
+            if self.state(folder) is not None:
+                raise Refused(f"{folder.name} runs, so its front may change; stop it, or export when it has finished")
+            if self.is_exporting(folder):
+                raise Refused(f"{folder.name} is being exported already; wait for that")
+            what = ", ".join([*formats, *(["int8"] if int8 else [])])
+            add_line(folder, f"dashboard: Export of {what} was pressed")
+            self._exports[folder] = _started(export_command(folder, formats, int8=int8), folder)
 
     def stop(self, folder: Path) -> None:
         """Asks the driver of the study to end, as Ctrl-C does.
@@ -124,6 +143,25 @@ def _end(driver: int, folder: Path) -> None:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
     finally:
         os.close(handle)
+
+
+def _started(command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # The library logs there itself; this is for what ends a process before it begins.
+            stderr=log,
+            # Ctrl-C in the terminal of the dashboard is not meant for studies.
+            start_new_session=True,
+        )
+
+
+def export_command(folder: Path, formats: Sequence[str], *, int8: bool) -> list[str]:
+    """A process that exports the front."""
+    command = [sys.executable, "-m", "nas.web.export_job", str(folder), ",".join(formats)]
+    return [*command, "--int8"] if int8 else command
 
 
 def resume_command(folder: Path, more_trials: int | None) -> list[str]:

@@ -25,6 +25,7 @@ from nas.settings import STUDY_FILE, StudyFile, read_study_file
 from nas.storage import FINISHED, JOURNAL, LOCK, STOPPED
 from nas.study import RESULTS
 from nas.study_log import LOG
+from nas.web.export_job import STATE as EXPORT_STATE
 from nas.web.journals import Journals, TailReader
 from nas.web.runs import Runs
 
@@ -141,8 +142,8 @@ class Studies:
     def _version(self, name: str) -> tuple[object, ...]:
         """Something that changes with whatever `live` would say."""
         folder = self.folder(name)
-        files = (STUDY_FILE, JOURNAL, RESULTS, FRONT_JSON, LOG, LOCK)
-        return (self._runs.state(folder), *(_stamp(folder / file) for file in files))
+        files = (STUDY_FILE, JOURNAL, RESULTS, FRONT_JSON, LOG, LOCK, EXPORT_STATE)
+        return (self._runs.state(folder), self._runs.is_exporting(folder), *(_stamp(folder / file) for file in files))
 
     def optuna_id(self, name: str) -> int | None:
         """The study's number among all journals, None where it keeps its trials elsewhere or has none yet."""

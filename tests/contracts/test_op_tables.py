@@ -24,7 +24,7 @@ OPS = set(get_args(ops.Op))
         ncnn_model.EMITTERS,
         onnx_model.EMITTERS,
         deploy_module.TORCH_FORM,
-        torch_source.EXPRESSIONS,
+        torch_source.CALLS,
     ],
 )
 def test_every_op_has_its_row_in_every_table(table):
@@ -36,9 +36,3 @@ def test_activations_have_a_form_in_each_engine():
 
     assert set(ACTIVATION_MODULES) == set(ops.ACTIVATIONS) == set(deploy_module.ACTIVATIONS)
     assert set(onnx_model.ACTIVATIONS) == set(ncnn_model.ACTIVATIONS) == set(ops.ACTIVATIONS)
-
-
-def test_every_op_with_weights_has_a_layer_in_the_plain_torch_file():
-    assert {kind for kind, weights in ops.WEIGHT_SHAPES.items() if weights is not ops._no_weights} == set(
-        torch_source.LAYERS
-    )

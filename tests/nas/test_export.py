@@ -1,6 +1,7 @@
 """`nas export` for real, on a tiny study: strangers run what it writes, and it is the network that was trained."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -19,10 +20,15 @@ from safetensors.torch import load_file
 
 from evaluators.datasets import open_dataset
 from hardware.isolated import Failed
+from hardware.strict_yaml import ConfigError
 from nas import export as exporting
 from nas import export_formats
 from nas.cli import BROKEN_CERTIFICATE, DONE, WRONG_INPUT, main
 from nas.export import compared
+from nas.web.export_job import EXPORTED, read_state
+from nas.web.export_job import LOCK as EXPORT_LOCK
+from nas.web.export_job import run as run_export
+from nas.web.runs import export_command
 from searchspace.network import build_network
 from searchspace.spec import read_spec
 
@@ -147,11 +153,11 @@ def test_every_member_of_the_front_is_a_folder_of_what_was_asked_for(front, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(str(each["trial"]) for each in front)
     for each in front:
         assert {path.name for path in (out / str(each["trial"])).iterdir()} == {
-            *("manifest.json", "spec.yaml", "sample.png"),
+            *("manifest.json", "spec.yaml", "sample.png", "preprocessing.py"),
             *("model.onnx", "model.int8.onnx", "example_onnx.py"),
             *("model.param", "model.bin", "example_ncnn.py"),
             *("model.mnn", "example_mnn.py"),
-            *("model.pt2", "model.safetensors", "network.py", "example_torch.py"),
+            *("model.pt2", "model.safetensors", "network.py", "network.json", "example_torch.py"),
         }
 
 
@@ -253,16 +259,21 @@ def test_a_stranger_gets_what_the_trained_network_computes(member, images, train
     assert (found.argmax(1) == trained.argmax(1)).mean() >= 0.99
 
 
+def running(script):
+    """Code that runs a script as Python does, its folder first on the path."""
+    return f"import runpy; sys.path.insert(0, {str(script.parent)!r}); runpy.run_path({str(script)!r})"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_example_names_the_class_of_an_image_as_it_stands(member, manifest, trained, tmp_path, name):
     copy = shutil.copytree(member, tmp_path / "elsewhere")
-    script = f"import runpy; runpy.run_path({str(copy / f'example_{name}.py')!r}, run_name='__main__')"
-    best, score = said(alone(tmp_path, script))
+    best, score = said(alone(tmp_path, running(copy / f"example_{name}.py")))
     assert best == manifest["classes"][trained[0].argmax()]
     # The example resizes pixels of 8 bits, training resized numbers.
     assert score == pytest.approx(float(trained[0].max()), abs=0.02 * float(np.abs(trained).max()))
     own = [line for line in (copy / f"example_{name}.py").read_text().splitlines() if line.strip()]
-    assert len(own) <= 30
+    # The line that says what it is, and ten.
+    assert len(own) <= 11
 
 
 def test_the_example_takes_an_image_of_ones_own(member, tmp_path):
@@ -274,7 +285,7 @@ def test_the_example_takes_an_image_of_ones_own(member, tmp_path):
         assert digit.size == (8, 8)
         wide.paste(digit.convert("RGB"), (8, 0))
     wide.save(tmp_path / "wide.png")
-    script = f"import runpy; runpy.run_path({str(member / 'example_onnx.py')!r}, run_name='__main__')"
+    script = running(member / "example_onnx.py")
     as_it_is = said(alone(tmp_path, script))
     own = alone(tmp_path, f"sys.argv = ['example_onnx.py', {str(tmp_path / 'wide.png')!r}]\n{script}")
     assert said(own) == as_it_is
@@ -308,7 +319,7 @@ def test_a_fixed_batch_is_in_the_model_and_its_example_feeds_it(studies, front, 
     folder = tmp_path / str(front[-1]["trial"])
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [5, 1, 32, 32]
-    script = f"import runpy; runpy.run_path({str(folder / 'example_onnx.py')!r}, run_name='__main__')"
+    script = running(folder / "example_onnx.py")
     assert said(alone(tmp_path, script))[0] == str(trained[0].argmax())
     assert ".repeat(5, 0)" in (folder / "example_torch.py").read_text()
     entry = json.loads((folder / "manifest.json").read_text())["formats"]["onnx"]
@@ -342,7 +353,7 @@ def test_eight_bits_are_eight_bits_and_their_accuracy_is_told(member, manifest, 
 
 
 def test_eight_bits_that_cost_too_much_are_left_out(studies, front, tmp_path, monkeypatch):
-    def broken(float_file, int8_file, images):
+    def broken(float_file, int8_file, images, method):
         model = onnx.load(float_file)
         for weight in model.graph.initializer:
             if weight.name.endswith("weight"):
@@ -467,6 +478,48 @@ def test_weights_that_have_changed_since_are_not_exported(studies, front, tmp_pa
     assert code == WRONG_INPUT
     assert "not what the study certified" in err
     assert not (tmp_path / "new").exists()
+
+
+# From the dashboard: the same, in the study's folder
+
+
+def test_the_dashboards_export_is_what_the_command_writes(studies, front, tmp_path):
+    study = shutil.copytree(studies, tmp_path / "studies") / "tiny"
+    words = ("--format", "onnx", "--out", tmp_path / "by_command")
+    assert nas("export", study, *words)[0] == DONE
+    done = subprocess.run(export_command(study, ["onnx"], int8=False), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for each in front:
+        own, other = study / EXPORTED / str(each["trial"]), tmp_path / "by_command" / str(each["trial"])
+        assert json.loads((own / "manifest.json").read_text()) == json.loads((other / "manifest.json").read_text())
+    state = read_state(study)
+    assert (state.formats, state.members, state.problems, state.failure) == (("onnx",), len(front), (), None)
+    assert state.ended >= state.began
+    assert "export done" in (study / "log.txt").read_text()
+
+
+def test_an_export_that_fails_leaves_the_one_before_and_says_why(studies, front, tmp_path):
+    study = shutil.copytree(studies, tmp_path / "studies") / "tiny"
+    earlier = study / EXPORTED / "1"
+    earlier.mkdir(parents=True)
+    (earlier / "kept").write_text("from before")
+    weights = study / "models" / str(front[0]["trial"]) / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    state = run_export(study, "onnx", int8=False)
+    assert "not what the study certified" in state.failure
+    assert read_state(study) == state
+    assert (earlier / "kept").read_text() == "from before"
+    assert sorted(path.name for path in study.glob(".*")) == []
+
+
+def test_a_study_is_exported_once_at_a_time(studies, tmp_path):
+    study = shutil.copytree(studies, tmp_path / "studies") / "tiny"
+    with (study / EXPORT_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="being exported already"):
+            run_export(study, "onnx", int8=False)
+    assert read_state(study) is None
+    assert not (study / EXPORTED).exists()
 
 
 # Comparing

@@ -87,6 +87,9 @@ class RecordedRuns(Runs):
     def stop(self, folder):
         self.asked.append(("stop", folder.name))
 
+    def export(self, folder, formats, *, int8):
+        self.asked.append(("export", folder.name, tuple(formats), int8))
+
 
 def searched(problem, fastest, studies, executor, **settings):
     """Runs a study in its folder with an executor that answers at once, until it ends or is ended."""

@@ -1,6 +1,8 @@
 """What the addresses answer: pages, files, actions, and everything that must not be had."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -10,6 +12,8 @@ import pytest
 
 from nas.storage import JOURNAL
 from nas.web import pages
+from nas.web.export_job import EXPORTED, STATE
+from nas.web.export_job import LOCK as EXPORT_LOCK
 from nas.web.runs import Refused
 from searchspace.choosers import replay
 from searchspace.space import member
@@ -73,7 +77,8 @@ def test_a_study_shows_its_front_its_log_and_its_downloads(client):
         "finalists: 3 of 3 trained",
         "run finished",
         "extrapolated",
-        "front.zip",
+        "front.json",
+        "Export the front as",
     ):
         assert words in got.text
 
@@ -158,15 +163,85 @@ def test_downloads_are_the_files_themselves(client):
         assert got.headers["Content-Length"] == str(len(got.body))
 
 
-def test_the_archive_holds_the_front_and_its_models(client):
-    got = client.get("/studies/mine/front.zip")
+def test_the_archive_is_what_was_exported_last(client_of, studies):
+    client = client_of(studies)
+    assert client.get("/studies/mine/exported.zip").status == 404
+    assert "exported.zip" not in client.get("/studies/mine").text
+    folder = studies / "mine" / EXPORTED / "7"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"network")
+    (folder / "away").symlink_to("/etc/passwd")
+    got = client.get("/studies/mine/exported.zip")
     with zipfile.ZipFile(BytesIO(got.body)) as archive:
-        names = set(archive.namelist())
-        for each in front_of(client.studies.root):
-            path = f"models/{each['trial']}/model.onnx"
-            assert archive.read(f"mine/{path}") == (client.studies.root / "mine" / path).read_bytes()
-    assert {"mine/front.json", "mine/front.csv", "mine/report.html", "mine/study.yaml"} < names
-    assert not [name for name in names if "journal" in name or ".." in name]
+        assert archive.namelist() == ["mine/7/model.onnx"]
+        assert archive.read("mine/7/model.onnx") == b"network"
+    assert got.headers["Content-Disposition"] == 'attachment; filename="mine-exported.zip"'
+
+
+ENDED = {"ended": "2026-11-20T10:00:00+00:00"}
+
+
+def export_part(text):
+    return re.search(r'<section id="export".*?</section>', text)[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (
+            {"ended": "2026-11-20T10:00:00+00:00", "members": 2},
+            "Exported 2026-11-20 10:00 UTC: onnx, ncnn of 2 networks.",
+        ),
+        (
+            {"ended": "2026-11-20T10:00:00+00:00", "members": 2, "problems": ["trial 3: ncnn: wrong"]},
+            "Left out: trial 3",
+        ),
+        ({"ended": "2026-11-20T10:00:00+00:00", "failure": "no front"}, "failed: no front"),
+        ({}, "was cut short; nothing of it was kept"),
+    ],
+)
+def test_the_page_says_how_the_last_export_ended(client_of, studies, state, words):
+    client = client_of(studies)
+    assert "Exported" not in export_part(client.get("/studies/mine").text)
+    began = {"formats": ["onnx", "ncnn"], "int8": False, "began": "2026-11-20T09:59:00+00:00", "problems": []}
+    (studies / "mine" / STATE).write_text(json.dumps(began | state))
+    assert words in export_part(client.get("/studies/mine").text)
+
+
+def test_while_an_export_is_at_work_the_page_says_what_it_does(client_of, studies):
+    client = client_of(studies)
+    began = {"formats": ["onnx"], "int8": False, "began": "-", "problems": [], "doing": "onnx", "members": 3}
+    (studies / "mine" / STATE).write_text(json.dumps(began))
+    with (studies / "mine" / EXPORT_LOCK).open("w") as lock:
+        lock.write(str(os.getpid()))
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        part = export_part(client.get("/studies/mine").text)
+        assert "being exported: onnx for 3 networks" in part
+        assert "<form" not in part
+    assert "<form" in export_part(client.get("/studies/mine").text)
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "words"),
+    [
+        ({}, 400, "formats: at least one of onnx, ncnn, mnn, torch"),
+        ({"other": "on"}, 400, "formats: at least one"),
+        ({"mnn": "on", "int8": "on"}, 400, "onnx has to be among the formats"),
+    ],
+)
+def test_an_export_of_nothing_is_refused(client, form, status, words):
+    got = client.post("/studies/mine/export", form | {"token": client.guard.token})
+    assert (got.status, client.runs.asked) == (status, [])
+    assert words in got.text
+
+
+def test_a_study_without_a_front_is_not_exported(client_of, studies):
+    (studies / "mine" / "front.json").unlink()
+    client = client_of(studies)
+    got = client.post("/studies/mine/export", {"onnx": "on", "token": client.guard.token})
+    assert (got.status, client.runs.asked) == (409, [])
+    assert "has no front yet" in got.text
 
 
 @pytest.mark.parametrize(
@@ -286,7 +361,6 @@ def test_looking_changes_nothing_and_takes_no_lock(client_of, studies, monkeypat
         "/",
         "/studies/mine",
         "/studies/mine/trials/0",
-        "/studies/mine/front.zip",
         "/api/studies/0",
         "/dashboard",
     ):
@@ -313,6 +387,8 @@ def test_a_study_that_grows_is_seen_growing(client_of, tmp_path, problem, fastes
         ("resume", {}, ("resume", "mine", None), "resumed"),
         ("extend", {"trials": "7"}, ("resume", "mine", 7), "extended"),
         ("stop", {}, ("stop", "mine"), "stopped"),
+        ("export", {"onnx": "on", "mnn": "on"}, ("export", "mine", ("onnx", "mnn"), False), "exporting"),
+        ("export", {"onnx": "on", "int8": "on"}, ("export", "mine", ("onnx",), True), "exporting"),
     ],
 )
 def test_buttons_do_what_they_say_and_lead_back(client, action, form, asked, said):
@@ -324,7 +400,7 @@ def test_buttons_do_what_they_say_and_lead_back(client, action, form, asked, sai
 
 def test_the_page_carries_the_token_that_its_buttons_need(client):
     text = client.get("/studies/mine").text
-    assert re.findall(r'name="token" value="([^"]*)"', text) == [client.guard.token]
+    assert set(re.findall(r'name="token" value="([^"]*)"', text)) == {client.guard.token}
     assert client.guard.token not in client.get("/").text
 
 

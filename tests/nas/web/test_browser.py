@@ -1,5 +1,6 @@
 """The whole of it in a real browser: watch a study live, stop it, take it up again, take its front home."""
 
+import json
 import os
 import shutil
 import signal
@@ -148,13 +149,19 @@ def test_a_study_is_watched_stopped_resumed_and_taken_home(tmp_path, browser):
         ]
 
         browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "home"))
-        browser.press("[id='file-front.zip']")
-        archive = tmp_path / "home" / "mine-front.zip"
-        wait_for_file(browser, archive)
         member = read_front(folder)["members"][0]["trial"]
+        browser.press("#format-torch")
+        by_keyboard(browser, "export-front")
+        browser.until("document.querySelector('#exporting')", "the export at work")
+        browser.until("document.querySelector('#export')?.innerText.includes('Exported')", "the export", 300)
+        browser.press("[id='file-exported.zip']")
+        archive = tmp_path / "home" / "mine-exported.zip"
+        wait_for_file(browser, archive)
         with zipfile.ZipFile(archive) as opened:
-            name = f"models/{member}/model.onnx"
-            assert opened.read(f"mine/{name}") == (folder / name).read_bytes()
+            names = {name.partition(f"mine/{member}/")[2] for name in opened.namelist()}
+            assert {"model.onnx", "example_onnx.py", "model.pt2", "network.py", "manifest.json"} <= names
+            manifest = json.loads(opened.read(f"mine/{member}/manifest.json"))
+            assert {each["parity"] is not None for each in manifest["formats"].values()} == {True}
 
         browser.press(f"#trained-{member}")
         browser.until("document.querySelectorAll('.kernels tbody tr').length > 5", "the member's kernels")
@@ -167,7 +174,9 @@ def test_a_study_is_watched_stopped_resumed_and_taken_home(tmp_path, browser):
                     browser.open(base.rstrip("/") + way)
                     assert browser.value(OVERFLOW) <= 0, f"{way} is wider than {width} pixels"
                     papers[scheme] = browser.value("getComputedStyle(document.body).backgroundColor")
-                    pressable = [each for each in browser.accessible() if each[0] in ("button", "link", "spinbutton")]
+                    pressable = [
+                        each for each in browser.accessible() if each[0] in ("button", "link", "spinbutton", "checkbox")
+                    ]
                     assert pressable
                     assert all(name.strip() for _, name in pressable), pressable
         assert papers["light"] != papers["dark"]

@@ -34,7 +34,7 @@ def test_pages_come_over_a_socket(serve, finished):
     with urllib.request.urlopen(f"{base}/studies/mine", timeout=30) as answer:
         assert answer.status == 200
         assert b"mine" in answer.read()
-    with urllib.request.urlopen(f"{base}/studies/mine/front.zip", timeout=30) as answer:
+    with urllib.request.urlopen(f"{base}/studies/mine/files/front.json", timeout=30) as answer:
         assert len(answer.read()) == int(answer.headers["Content-Length"])
 
 

@@ -63,8 +63,8 @@ net = ncnn.Net()
 net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
 net.load_param(str(HERE / "model.param"))
 net.load_model(str(HERE / "model.bin"))
-extractor = net.create_extractor()
-extractor.input("in0", ncnn.Mat(read_image()).clone())
+x, extractor = read_image(), net.create_extractor()
+extractor.input("in0", ncnn.Mat(x))
 print(best_class(extractor.extract("out0")[1]))
 """,
     "mnn": """import MNN

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 560, 380
-LEFT, RIGHT, TOP, BOTTOM = 62, 22, 40, 48
+LEFT, RIGHT, TOP, BOTTOM = 76, 22, 40, 52
 
 # Okabe and Ito's, which stay apart for colour-blind eyes and in grey; the marks differ in shape as well.
 COLOURS = {"ink": "#1b1f24", "faint": "#d5dae0", "front": "#d55e00", "other": "#0072b2", "paper": "#ffffff"}

@@ -26,10 +26,6 @@ _STYLE = (
     + """@media (prefers-color-scheme: dark) {
   :root { --ink: #e8eaed; --paper: #15181c; --faint: #363d45; --front: #e69f00; --other: #56b4e9; --quiet: #a3adb8;
     --panel: #1f242a; } }
-@media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #bbb; --front: #d55e00;
-    --other: #0072b2; --quiet: #333; --panel: #fff; }
-  body { max-width: none; } .wide { overflow: visible; } table { font-size: 0.8rem; }
-  h2 { break-after: avoid; } tr, svg { break-inside: avoid; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
   max-width: 62rem; padding: 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; } h2 { font-size: 1.2rem; margin: 2.2rem 0 0.5rem; }
@@ -43,7 +39,18 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; white-space:
 th { min-width: 3rem; }
 .pairs td { text-align: left; white-space: normal; } .pairs td:first-child { color: var(--quiet); white-space: nowrap; }
 svg { width: 100%; max-width: 44rem; height: auto; display: block; }
-@media (max-width: 34rem) { svg text { font-size: 19px; } }
+@media screen and (max-width: 34rem) {
+  svg text { font-size: 19px; }
+  .rows, .rows tbody, .rows tr { display: block; } .rows thead { position: absolute; left: -99rem; }
+  .rows tr { background: var(--panel); border-radius: 6px; padding: 0.4rem 0.7rem; margin-bottom: 0.5rem; }
+  .rows td, .rows td:first-child { display: flex; gap: 0.8rem; border: 0; padding: 0.1rem 0; text-align: left;
+    white-space: normal; }
+  .rows td::before { content: attr(data-title); color: var(--quiet); flex: 0 0 8rem; } }
+@media print { :root { color-scheme: light; --ink: #000; --paper: #fff; --faint: #bbb; --front: #d55e00;
+    --other: #0072b2; --quiet: #333; --panel: #fff; }
+  body { max-width: none; } .wide { overflow: visible; } table { font-size: 0.68rem; }
+  th, td { padding: 0.2rem 0 0.2rem 0.6rem; min-width: 0; }
+  h2 { break-after: avoid; } tr, svg { break-inside: avoid; } }
 pre { background: var(--panel); padding: 0.8rem; overflow-x: auto; font-size: 0.85rem; white-space: pre-wrap;
   overflow-wrap: anywhere; }
 """
@@ -209,7 +216,23 @@ def _took(run: Mapping[str, Any]) -> list[str]:
     if len(runs) > 1:
         told += f" Seconds are the sum of {len(runs)} runs that came to their end."
     failures = [f"<p>{_text(failure)}</p>" for failure in run["failures"]]
-    return [f"<p>{_text(told)}</p>", _table(["stage", "seconds"], rows), *failures]
+    return [f"<p>{_text(told)}</p>", _table(["stage", "seconds"], rows), *_ladder(runs), *failures]
+
+
+def _ladder(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the rungs of training took in all runs; runs from before there were rungs have none."""
+    rungs = [rung for each in runs for rung in each.get("rungs", ()) if rung["candidates"]]
+    if not rungs:
+        return []
+    rows = [
+        [str(each["epochs"]), str(each["candidates"]), f"{each['seconds']:.1f}", f"{each['expected_s']:.1f}"]
+        for each in rungs
+    ]
+    return [
+        "<p>Training went in rungs, of which only the best went on to the next; seconds are the sum over candidates."
+        "</p>",
+        _table(["to epoch", "candidates", "seconds", "expected"], rows),
+    ]
 
 
 def _limits(document: Mapping[str, Any], record: StudyFile) -> list[str]:
@@ -312,17 +335,22 @@ def _front_row(each: Mapping[str, Any]) -> list[str]:
     ]
 
 
+# A table of more columns is too wide for a phone.
+CARDS_ABOVE = 4
+
+
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under their titles; where there is no room each row is a card, whose lines have the titles again."""
     head = "".join(f'<th scope="col">{_text(title)}</th>' for title in titles)
-    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    body = "".join("<tr>" + "".join(map(_cell, titles, row)) + "</tr>" for row in rows)
+    kind = ' class="rows"' if len(titles) > CARDS_ABOVE else ""
+    return f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(text: str) -> str:
+def _cell(title: str, text: str) -> str:
     # Lists of words may go on in a second line, figures with their units may not.
-    return (
-        f'<td class="words">{_text(text)}</td>' if text.count(",") > 1 and len(text) > 20 else f"<td>{_text(text)}</td>"
-    )
+    words = ' class="words"' if ", " in text else ""
+    return f'<td{words} data-title="{_text(title)}">{_text(text)}</td>'
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> str:

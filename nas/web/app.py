@@ -207,7 +207,8 @@ class App:
         if record is None:
             raise Denied(404, f"trials of {name} have no page. {FOREIGN}")
         found = _drawn(record, trial, None)
-        return _html(trial_page(name, trial, found, None, (), stored_url(number), self._optuna is not None))
+        no_files = "If it was trained, its files are in the study's folder, on the machine where that is."
+        return _html(trial_page(name, trial, found, None, (), stored_url(number), self._optuna is not None, no_files))
 
     def _shown_storage(self) -> StoredStudies:
         if self._stored is None:

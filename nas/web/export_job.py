@@ -131,7 +131,7 @@ def main() -> int:
     parser.add_argument("formats")
     parser.add_argument("--int8", action="store_true")
     options = parser.parse_args()
-    os.nice(10)  # studies that train go first
+    os.nice(3)  # studies that train go first
     state = run(options.folder, options.formats, int8=options.int8)
     how = f"failed: {state.failure}" if state.failure else f"done: {state.members} members"
     add_line(options.folder, f"dashboard: export {how}")

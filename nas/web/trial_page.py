@@ -1,16 +1,16 @@
 """The page of one candidate: what it is, what it costs, what came of it."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from optuna.trial import FrozenTrial
 
-from nas.web.anatomy import Anatomy, Row, StageRows, stage_of, title_of
+from nas.web.anatomy import Anatomy, KernelTime, Row, StageRows, stage_of, title_of
 from nas.web.charts import Slab, network_chart
 from nas.web.downloads import Download
 from nas.web.markup import Markup, element, joined, table
 from nas.web.pages import download_list, facts, hint, page
-from searchspace.references.comparison import Counts
 
 
 def trial_page(
@@ -21,6 +21,7 @@ def trial_page(
     downloads: Sequence[Download],
     back: str,
     with_optuna: bool,
+    no_files: str = "It was not trained, so there are no files of it.",
 ) -> str:
     """One candidate: what it is, what it costs, what came of it; `found` is why it cannot be drawn where it cannot."""
     parts: list[object] = [
@@ -29,7 +30,7 @@ def trial_page(
         _trial_facts(trial, found, member),
     ]
     if not downloads:
-        parts.append(hint("It was not trained, or not here, so there are no files of it."))
+        parts.append(hint(no_files))
     if isinstance(found, str):
         parts.append(element("p", f"It cannot be drawn: {found}", class_="bad"))
     else:
@@ -94,8 +95,8 @@ def _drawing(found: Anatomy) -> list[Markup]:
     stages = [f"{stage.title} to {_shape(stage.output_shape)}" for stage in found.stages]
     trained, deployed = found.trained, found.deployed
     forms = [
-        ["train form", f"{trained.params:,}", f"{trained.macs / 1e6:.2f} M"],
-        ["deploy form", f"{deployed.params:,}", f"{deployed.macs / 1e6:.2f} M"],
+        ["train form", f"{trained.params:,}", _amount(trained.macs)],
+        ["deploy form", f"{deployed.params:,}", _amount(deployed.macs)],
     ]
     return [
         _section(
@@ -128,9 +129,10 @@ def _stage(stage: StageRows, index: int) -> Markup:
 
 def _block(row: Row) -> Markup:
     times = f"{row.repeat} x " if row.repeat > 1 else ""
-    params, macs = f"{row.deployed.params:,} params", f"{_millions(row.deployed)} M multiply-adds"
+    params, macs = f"{row.deployed.params:,} params", f"{_amount(row.deployed.macs)} multiply-adds"
     if row.trained != row.deployed:
-        params, macs = f"{row.trained.params:,} to {params}", f"{_millions(row.trained)} to {macs}"
+        params = f"{row.trained.params:,} to {params}"
+        macs = f"{_amount(row.trained.macs)} to {macs}"
     return element(
         "li",
         element("strong", f"{times}{row.family}"),
@@ -141,10 +143,33 @@ def _block(row: Row) -> Markup:
 
 
 def _kernels(found: Anatomy) -> list[Markup]:
+    """A bar for each stage, which opens on a bar for each of its kernels; the longest stage is open."""
     if found.untimed is not None:
         return [_section("Latency per kernel", element("p", found.untimed, class_="bad"))]
-    longest = max(each.latency_ms for each in found.kernels)
     total = sum(each.latency_ms for each in found.kernels)
+    stages = [
+        (stage, list(group)) for stage, group in groupby(found.kernels, key=lambda each: each.block.partition(",")[0])
+    ]
+    sums = [sum(each.latency_ms for each in kernels) for _, kernels in stages]
+    longest = max(each.latency_ms for each in found.kernels)
+    parts = []
+    for (stage, kernels), taken in zip(stages, sums, strict=True):
+        count = f"{len(kernels)} kernel{'s' if len(kernels) != 1 else ''}"
+        told = element("span", f"{stage}: {taken:.3g} ms, {100 * taken / total:.1f} %, {count}")
+        parts.append(
+            element(
+                "details",
+                element("summary", told, _latency_bar(taken / max(sums))),
+                _kernel_table(stage, kernels, longest, total),
+                open=taken == max(sums),
+                class_="stage-time",
+            )
+        )
+    words = f"{total:.3g} ms in {len(found.kernels)} kernels, in running order, as the latency table knows them."
+    return [_section("Latency per kernel", hint(words), *parts)]
+
+
+def _kernel_table(stage: str, kernels: Sequence[KernelTime], longest: float, total: float) -> Markup:
     rows = [
         [
             each.block,
@@ -153,13 +178,10 @@ def _kernels(found: Anatomy) -> list[Markup]:
             f"{100 * each.latency_ms / total:.1f} %",
             each.tier,
         ]
-        for each in found.kernels
+        for each in kernels
     ]
     titles = ("block", "kernel", "latency", "share", "tier")
-    listed = element(
-        "div", table(titles, rows, caption="Kernels in running order, as the table knows them"), class_="cards kernels"
-    )
-    return [_section("Latency per kernel", listed)]
+    return element("div", table(titles, rows, caption=f"Kernels of {stage}"), class_="cards kernels")
 
 
 def _latency_bar(share: float) -> Markup:
@@ -168,8 +190,9 @@ def _latency_bar(share: float) -> Markup:
     return element("svg", bar, class_="meter", aria_hidden="true", height=8)
 
 
-def _millions(counts: Counts) -> str:
-    return f"{counts.macs / 1e6:.2f}"
+def _amount(macs: int) -> str:
+    """In three figures, so that what folding saves in a small block can be seen."""
+    return f"{macs / 1e6:.3g} M" if macs >= 1e6 else f"{macs / 1e3:.3g} k"
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -487,7 +487,7 @@ def test_the_dashboards_export_is_what_the_command_writes(studies, front, tmp_pa
     study = shutil.copytree(studies, tmp_path / "studies") / "tiny"
     words = ("--format", "onnx", "--out", tmp_path / "by_command")
     assert nas("export", study, *words)[0] == DONE
-    done = subprocess.run(export_command(study, ["onnx"], int8=False), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(export_command(study, ["onnx"], int8=False), capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     for each in front:
         own, other = study / EXPORTED / str(each["trial"]), tmp_path / "by_command" / str(each["trial"])

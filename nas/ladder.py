@@ -266,6 +266,11 @@ def fidelity(settings: StudySettings, epochs: int) -> str:
     return f"trained-{epochs}{way}-epochs-{settings.layouts}-layouts{how}"
 
 
+def is_whole_training(fidelity: str) -> bool:
+    """Whether results under that fidelity are of a candidate that was trained to the end."""
+    return fidelity.startswith("trained-") and "-of-" not in fidelity
+
+
 def _counted(on_progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
     return lambda count: on_progress(before + count, total)
 

@@ -18,6 +18,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
+from nas.ladder import is_whole_training
 from nas.members import FRONT_JSON, read_front
 from nas.pareto import Point as Pair
 from nas.pareto import dominates, front
@@ -231,7 +232,7 @@ class _Results:
         for line in self.tail.lines():
             try:
                 entry = json.loads(line)
-                if entry["fidelity"].startswith("trained") and "values" in entry:
+                if is_whole_training(entry["fidelity"]) and "values" in entry:
                     self._accuracies[entry["arch"]] = float(entry["values"]["accuracy"])
             except (ValueError, KeyError, TypeError, AttributeError):
                 # The driver is the one to complain; here a line less is a point less.

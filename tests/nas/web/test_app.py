@@ -74,7 +74,7 @@ def test_a_study_shows_its_front_its_log_and_its_downloads(client):
     for words in (
         "budget 100 ms",
         "run begun",
-        "finalists: 3 of 3 trained",
+        "12 epochs: 3 of 3 trained",
         "run finished",
         "extrapolated",
         "front.json",

@@ -17,19 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hardware.runners import mnn, ncnn, onnxruntime
+from hardware.board import RUNTIMES
+from hardware.profiling import ENDS
 from nas.cli import main as nas
 from nas.settings import STUDY_FILE, versions
 
 RESULTS = Path(__file__).with_name("results.json")
 ROUNDS, RUNS, WARM_UP = 7, 30, 5
 
-# What is timed: the file in a member's folder, all files that it needs, and how it is opened for timing.
-FILES: Mapping[str, tuple[str, Sequence[str], Callable[..., Callable[[], None]]]] = {
-    "onnx": ("model.onnx", ("model.onnx",), onnxruntime.open_timed),
-    "onnx int8": ("model.int8.onnx", ("model.int8.onnx",), onnxruntime.open_timed),
-    "ncnn": ("model.param", ("model.param", "model.bin"), ncnn.open_timed),
-    "mnn": ("model.mnn", ("model.mnn",), mnn.open_timed),
+# What is timed: the file in a member's folder, all files that it needs, and its runtime.
+FILES: Mapping[str, tuple[str, Sequence[str], str]] = {
+    "onnx": ("model.onnx", ("model.onnx",), "onnxruntime"),
+    "onnx int8": ("model.int8.onnx", ("model.int8.onnx",), "onnxruntime"),
+    "ncnn": ("model.param", ("model.param", "model.bin"), "ncnn"),
+    "mnn": ("model.mnn", ("model.mnn",), "mnn"),
 }
 
 
@@ -44,7 +45,7 @@ def exported(study: Path, work: Path) -> Path:
     return work
 
 
-def median_ms(run_once: Callable[[], None]) -> float:
+def median_ms(run_once: Callable[[], object]) -> float:
     """Of one round."""
     for _ in range(WARM_UP):
         run_once()
@@ -56,12 +57,21 @@ def median_ms(run_once: Callable[[], None]) -> float:
     return 1e3 * statistics.median(times)
 
 
+def opened(folder: Path, file: str, runtime: str) -> Callable[[], object]:
+    """A call that runs the file once, on one thread and noise, as a board is measured."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    entering, leaving = ENDS[runtime]
+    shape = [1, *manifest["input"]["shape"][1:]]
+    _, open_model = RUNTIMES[runtime]()
+    return open_model(str(folder / file), {"inputs": [{"name": entering, "shape": shape}], "output": leaving}, 1)
+
+
 def timed(folders: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
     """By member and file: median, smallest and largest of the rounds' medians in ms."""
     calls = {
-        (folder.name, name): open_timed(folder / file)
+        (folder.name, name): opened(folder, file, runtime)
         for folder in folders
-        for name, (file, _, open_timed) in FILES.items()
+        for name, (file, _, runtime) in FILES.items()
         if (folder / file).exists()
     }
     medians: dict[tuple[str, str], list[float]] = {key: [] for key in calls}

@@ -398,7 +398,7 @@ def test_a_format_that_computes_something_else_is_left_out_and_the_others_stay(s
     assert code == BROKEN_CERTIFICATE
     assert f"trial {trial}: ncnn: model.param: " in err
     names = {path.name for path in (tmp_path / str(trial)).iterdir()}
-    assert names == {"manifest.json", "spec.yaml", "sample.png", "model.onnx", "example_onnx.py"}
+    assert names == {"manifest.json", "spec.yaml", "sample.png", "preprocessing.py", "model.onnx", "example_onnx.py"}
     (told,) = json.loads(out)["members"]
     assert "refused" in told["formats"]["ncnn"]
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -102,6 +102,15 @@ class Dataset:
     def num_test(self) -> int:
         return len(self._test)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all images as they are kept."""
+        return sum(each.pixels.nbytes + each.labels.nbytes for each in (self._train, self._val, self._test))
+
+    def to_send(self) -> "Dataset":
+        """The same data without the resolutions that were worked out so far, which are larger and soon made again."""
+        return replace(self)
+
     def at(self, resolution: int) -> Splits:
         """Training and validation images of this side in pixels, bilinear with antialiasing, then normalised.
 
@@ -144,13 +153,14 @@ class Dataset:
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         x = torch.empty(len(images), self.channels, resolution, resolution)
         for start in range(0, len(images), RESIZE_BATCH):
-            batch = torch.from_numpy(images.pixels[start : start + RESIZE_BATCH]).float() / 255
+            # Copied: pixels that came out of shared memory may not be written to, which torch would warn of.
+            batch = torch.tensor(images.pixels[start : start + RESIZE_BATCH]).float() / 255
             if resolution != self.native_resolution:
                 batch = torch.nn.functional.interpolate(
                     batch, (resolution, resolution), mode="bilinear", antialias=True
                 )
             x[start : start + RESIZE_BATCH] = batch.sub_(mean).div_(std)
-        return HeldOut(x, torch.from_numpy(images.labels))
+        return HeldOut(x, torch.tensor(images.labels))
 
 
 def open_dataset(name_or_path: str, *, seed: int, limit: int | None = None, folder_side: int = 128) -> Dataset:

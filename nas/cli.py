@@ -112,12 +112,16 @@ def build_parser() -> _Parser:
     resume = add("resume", _resume, "go on with a study to its total number of trials, or N more")
     resume.add_argument("study", help="name or folder of the study")
     resume.add_argument("--trials", type=int, metavar="N", help="so many more than it has")
+    resume.add_argument("--finalists", type=int, metavar="K", help="so many in place of those it has")
+    resume.add_argument("--budget", help="another budget: trials keep, and count where they keep it")
     resume.add_argument("--time", help="stop searching after so long, such as 10m")
     resume.add_argument("--training-time", help="train no more candidates than fit into so long, such as 10m")
     resume.add_argument("--evaluation-time", help="give up a candidate whose first look takes longer, such as 10m")
     resume.add_argument("--workers", type=int, metavar="N", help="processes or Ray tasks at a time")
-    resume.add_argument("--backend", metavar="local|ray", help="where candidates are evaluated")
-    resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already")
+    resume.add_argument("--backend", metavar="local|ray|inline", help="where candidates are evaluated")
+    resume.add_argument("--ray-address", metavar="A", help="a Ray cluster that runs already: HOST:PORT or auto")
+    resume.add_argument("--cpus-per-trial", type=float, metavar="N", help="cores, and threads, of an evaluation")
+    resume.add_argument("--gpus-per-trial", type=float, metavar="N", help="GPUs that Ray sets aside for an evaluation")
     resume.add_argument(
         "--accept-changed-table",
         action="store_true",
@@ -270,8 +274,10 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("epochs", int, "epochs to train each finalist"),
     ("training-time", str, "train no more candidates than fit into so long, such as 10m"),
     ("workers", int, "processes or Ray tasks at a time"),
-    ("backend", str, "local or ray"),
-    ("ray-address", str, "a Ray cluster that runs already"),
+    ("backend", str, "local for processes, ray, or inline for this process"),
+    ("ray-address", str, "a Ray cluster that runs already: HOST:PORT, or auto for one on this machine"),
+    ("cpus-per-trial", float, "cores of an evaluation, whose whole number is also its threads"),
+    ("gpus-per-trial", float, "GPUs that Ray sets aside for an evaluation"),
     ("study", str, "name of the study"),
     ("storage", str, "an Optuna storage URL in place of a journal in the study's folder"),
     ("seed", int, "where all randomness comes from"),
@@ -280,7 +286,18 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 )
 
 
-_CHANGED_BY_RESUME = ("time", "training_time", "evaluation_time", "workers", "backend", "ray_address")
+_CHANGED_BY_RESUME = (
+    "finalists",
+    "budget",
+    "time",
+    "training_time",
+    "evaluation_time",
+    "workers",
+    "backend",
+    "ray_address",
+    "cpus_per_trial",
+    "gpus_per_trial",
+)
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

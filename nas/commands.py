@@ -171,7 +171,7 @@ def study_folder(name: str, view: View) -> Path:
 
 
 def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], *, accept_table: bool, view: View) -> int:
-    """`nas resume`: the rest of a study, under a changed latency table only where that is accepted."""
+    """`nas resume`: the rest of a study, or more of it; under a changed latency table only where that is accepted."""
     from nas.driver import reopened
 
     folder = study_folder(name, view)

@@ -13,11 +13,12 @@ from hardware.profiled_table import ProfiledModel, write_table
 from hardware.strict_yaml import ConfigError
 from hardware.transports import Local, TransportError
 from nas.certificates import Measured, measure_members
-from nas.executors.executor import Executor
+from nas.executors.executor import Executor, Job
+from nas.executors.inline import InlineExecutor
 from nas.executors.processes import ProcessExecutor
 from nas.ladder import Ladder, Members
 from nas.members import front_document, front_of, member, write_front
-from nas.problem import Problem, dataset, resolve
+from nas.problem import Problem, dataset, give_dataset, resolve
 from nas.report import write_report
 from nas.run_record import Took, write_run_record
 from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
@@ -158,20 +159,11 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         InfeasibleBudget: no member of the space keeps the budget; found before any trial.
         ConfigError: another driver holds the study, or it does not repeat itself.
     """
-    with driver_lock(folder), study_log(folder), closing(_executor(problem.settings)) as executor:
-        record = read_study_file(folder)
-        if record.target_sha256 != problem.target.sha256:
-            record = _under_new_table(record, problem, folder)
-            observer.note(
-                f"the latency table of {record.target} is {record.target_sha256[:12]} now: what was evaluated is kept, "
-                "and counts where it keeps the budget by the new table"
-            )
-        if record.trials != problem.settings.trials:
-            record = record.model_copy(update={"trials": problem.settings.trials})
-            write_study_file(folder, record)
+    with driver_lock(folder), study_log(folder), closing(_executor(problem)) as executor:
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
-            fastest = check_budget(problem)
+            fastest = check_budget(problem)  # before a change of the budget is written down
+        record = _extended(read_study_file(folder), problem, folder, observer)
         with _timed(seconds, "search"):
             search = Search(problem, folder, executor, record)
             search.describe(record)
@@ -179,7 +171,9 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         observer.note(f"search ended: {outcome.ended}")
         logger.info("search ended: %s", outcome.ended)
         with _timed(seconds, "finalists"):
-            chosen = shortlist(outcome.evaluated, problem.settings.first_places, problem.settings.score)
+            budget_ms = problem.settings.budget_ms
+            feasible = [each for each in outcome.evaluated if each.cost.latency.high_ms <= budget_ms]
+            chosen = shortlist(feasible, problem.settings.first_places, problem.settings.score)
             trained = Ladder(problem, folder, executor, search.results).climb(chosen, observer.note, observer.training)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
@@ -195,17 +189,41 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         return StudyOutcome(folder, document, outcome, tuple(trained.failures), seconds)
 
 
-def _under_new_table(record: StudyFile, problem: Problem, folder: Path) -> StudyFile:
-    """The record under the table that the target has now; what was evaluated is kept to be proposed again."""
-    before = open_study(folder, record.durable_name, record.storage, record.owner)
-    write_earlier(folder, (trial.params for trial in before.get_trials(deepcopy=False)))
-    changed = record.model_copy(
-        update={
+def _extended(record: StudyFile, problem: Problem, folder: Path, observer: Observer) -> StudyFile:
+    """The record as the study goes on: with the total, the finalists, the budget and the table that it has now.
+
+    Under another budget or table the trials keep their numbers, and whether they are feasible is decided anew.
+    """
+    settings = problem.settings
+    changes: dict[str, Any] = {}
+    said = []
+    for name in ("trials", "finalists"):
+        before, now = getattr(record, name), getattr(settings, name)
+        if before != now:
+            changes[name] = now
+            said.append(f"{name}: {now}, before {before}")
+    if record.budget_ms != settings.budget_ms:
+        changes |= {"budget": settings.budget, "earlier_budgets": [*record.earlier_budgets, record.budget]}
+        said.append(f"budget: {settings.budget}, before {record.budget}; of what was evaluated counts what keeps it")
+    if record.target_sha256 != problem.target.sha256:
+        changes |= {
             "target_sha256": problem.target.sha256,
             "accepted_tables": [*record.accepted_tables, record.target_sha256],
         }
-    )
+        said.append(
+            f"the latency table of {record.target} is {problem.target.sha256[:12]} now, before "
+            f"{record.target_sha256[:12]}; of what was evaluated counts what keeps the budget by the new one"
+        )
+    if not changes:
+        return record
+    changed = record.model_copy(update=changes)
+    if changed.durable_name != record.durable_name:
+        old = open_study(folder, record.durable_name, record.storage, record.owner)
+        write_earlier(folder, (trial.params for trial in old.get_trials(deepcopy=False)))
     write_study_file(folder, changed)
+    for line in said:
+        logger.info("%s", line)
+        observer.note(line)
     return changed
 
 
@@ -216,12 +234,30 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = time.perf_counter() - started
 
 
-def _executor(settings: StudySettings) -> Executor:
-    if settings.backend == "ray":
-        from nas.executors.ray import RayExecutor
+def _modules(settings: StudySettings) -> tuple[str, ...]:
+    """The modules that jobs are made of, by the names that they are imported by."""
+    own = ("nas", "evaluators", "searchspace", "hardware")
+    module, colon, _ = settings.space.partition(":")
+    return (*own, module.partition(".")[0]) if colon else own
 
-        return RayExecutor(settings.workers, settings.ray_address)
-    return ProcessExecutor(settings.workers)
+
+def _executor(problem: Problem) -> Executor:
+    settings = problem.settings
+    threads = max(1, int(settings.cpus_per_trial))
+    if settings.backend == "inline":
+        return InlineExecutor(threads)
+    if settings.backend == "ray":
+        from nas.executors.ray import Baggage, RayExecutor, Share
+
+        data = dataset(problem.data)
+        baggage = Baggage(
+            first=Job("data", give_dataset, (problem.data, data.to_send())),
+            modules=_modules(settings),
+            size_bytes=data.size_bytes,
+        )
+        share = Share(settings.cpus_per_trial, settings.gpus_per_trial)
+        return RayExecutor(settings.workers, settings.ray_address, share, baggage)
+    return ProcessExecutor(settings.workers, threads)
 
 
 def _measured(problem: Problem, folder: Path, members: Members, observer: Observer) -> dict[int, Measured]:

@@ -5,8 +5,11 @@ import json
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,10 @@ from searchspace.spec import ArchSpec, deploy_id, spec_id, write_spec
 
 # Images of the validation split on which trained, folded and exported forms are compared.
 PARITY_IMAGES = 256
+
+
+class NotFinite(Exception):
+    """A form of a network computes values that are no numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,13 @@ def finalist_job(plan: FinalistPlan, before: Climbed | None = None) -> dict[str,
     reached = climbed.reached
     held_out = data.test(resolution)
     tested = accuracy(network, held_out.x, held_out.y)
-    # A folder under its final name is always whole.
-    partial = plan.folder.with_name(f"{plan.folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    parity = export(network, data, data.at(resolution), partial, accuracy_text(reached, epochs))
-    if not all(math.isfinite(each.max_abs) for each in parity.values()):
-        shutil.rmtree(partial)
+    try:
+        with whole_or_not(plan.folder) as partial:
+            parity = export(network, data, data.at(resolution), partial, accuracy_text(reached, epochs))
+            if not all(math.isfinite(each.max_abs) for each in parity.values()):
+                raise NotFinite
+    except NotFinite:
         return Failure("its folded or exported form computes values that are not finite")
-    shutil.rmtree(plan.folder, ignore_errors=True)
-    partial.replace(plan.folder)
     return {
         "spec_id": spec_id(climbed.spec),
         "deploy_id": deploy_id(climbed.spec),
@@ -86,6 +91,50 @@ def finalist_job(plan: FinalistPlan, before: Climbed | None = None) -> dict[str,
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What `finalist_job` found, with the contents of its files by name, for a driver on another machine."""
+
+    found: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def carried_finalist_job(plan: FinalistPlan, before: Climbed | None = None) -> Carried | Failure:
+    """`finalist_job` for a machine that need not have the study's folder."""
+    with TemporaryDirectory() as place:
+        away = replace(plan, folder=Path(place) / str(plan.trial))
+        found = finalist_job(away, before)
+        if isinstance(found, Failure):
+            return found
+        return Carried(found, {path.name: path.read_bytes() for path in away.folder.iterdir()})
+
+
+def unpack(carried: Carried, folder: Path) -> dict[str, Any]:
+    """Puts the files where `finalist_job` would have put them, and gives what it found."""
+    with whole_or_not(folder) as partial:
+        for name, content in carried.files.items():
+            (partial / name).write_bytes(content)
+    return carried.found
+
+
+@contextmanager
+def whole_or_not(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which takes the place of `folder` once its files are on the disk, or is given up."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for written in partial.iterdir():
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.replace(folder)
+
+
 def accuracy_text(reached: Accuracy, epochs: int) -> str:
     """One line for the model's own metadata."""
     return f"{reached.value:.4f} on {reached.images} validation images after {epochs} epochs"
@@ -93,7 +142,6 @@ def accuracy_text(reached: Accuracy, epochs: int) -> str:
 
 def export(network: Network, data: Dataset, splits: Splits, folder: Path, accuracy_line: str) -> dict[str, Parity]:
     """Writes spec, weights of the train form and the fused ONNX model, and compares the three forms on real images."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_spec(network.spec, folder / "spec.yaml")
     save_file(
         {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
@@ -102,9 +150,6 @@ def export(network: Network, data: Dataset, splits: Splits, folder: Path, accura
     model = to_onnx(deployed, metadata=onnx_metadata(data, network.spec, accuracy_line))
     path = folder / "model.onnx"
     onnx.save(model, path)
-    for written in folder.iterdir():
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
     images = splits.val_x[:PARITY_IMAGES]
     trained = logits(network, images)
     return {

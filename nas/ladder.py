@@ -21,7 +21,7 @@ from evaluators.layout_search import LayoutSettings
 from evaluators.recipe import recipe_for
 from nas.contenders import Climbed, TrainingPlan, climbed_from, contender_job
 from nas.executors.executor import Executor, Job
-from nas.finalists import FinalistPlan, file_hashes, finalist_job
+from nas.finalists import Carried, FinalistPlan, carried_finalist_job, file_hashes, finalist_job, unpack
 from nas.pareto import ranking
 from nas.problem import Problem, dataset
 from nas.results import Key, ResultStore
@@ -149,6 +149,8 @@ class Ladder:
             finished = self._executor.wait()
             each, result = out.pop(finished.handle), finished.result
             number = each.candidate.number
+            if isinstance(result, Carried):
+                result = unpack(result, self._model_folder(each.candidate))
             if isinstance(result, Failure):
                 self._keep_failure(each, rung.epochs, result)
             elif isinstance(result, Climbed):
@@ -193,7 +195,9 @@ class Ladder:
         plan = self._plan(candidate)
         if is_last and until == epochs:
             finalist = FinalistPlan(candidate.number, plan, self._model_folder(candidate))
-            job = Job(f"finalist {candidate.number}", finalist_job, (finalist, before))
+            # Whoever joins a cluster may have workers on machines that do not have the study's folder.
+            function = finalist_job if self._problem.settings.ray_address is None else carried_finalist_job
+            job = Job(f"finalist {candidate.number}", function, (finalist, before))
         else:
             job = Job(f"contender {candidate.number}", contender_job, (plan, before, until))
         out[self._executor.submit(job)] = each

@@ -26,10 +26,23 @@ class DataKey:
     limit: int | None
 
 
-@lru_cache(maxsize=2)
+# What another process read and this one was given.
+_given: dict[DataKey, Dataset] = {}
+
+
 def dataset(key: DataKey) -> Dataset:
-    """The data, read once per process."""
+    """The data, read once per process, or not at all where they were given."""
+    return _given.get(key) or _read(key)
+
+
+@lru_cache(maxsize=2)
+def _read(key: DataKey) -> Dataset:
     return open_dataset(key.name, seed=key.seed, limit=key.limit)
+
+
+def give_dataset(key: DataKey, data: Dataset) -> None:
+    """Has `dataset` answer with these data in this process, which need not have their files."""
+    _given[key] = data
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,10 @@ PATIENCE = 2_000
 REPAIR_AFTER = 40
 
 
+# Where a proposal is from that an earlier budget or table had evaluated.
+EVALUATED_BEFORE = "evaluated before"
+
+
 class SpaceExhausted(Exception):
     """The sampler finds nothing new within the budget any more."""
 
@@ -59,7 +63,9 @@ class Proposer:
             cost = self.problem.costs(spec)
             # The upper end of the interval must keep the budget, not the middle.
             set_constraint(trial, cost.latency.high_ms, budget_ms)
-            if cost.latency.high_ms > budget_ms:
+            # What was paid for stays, and its constraint says what it is worth now.
+            kept = trial.user_attrs.get("origin") == EVALUATED_BEFORE
+            if cost.latency.high_ms > budget_ms and not kept:
                 self.rejected += 1
                 self.sampling.tell_rejected(trial, cost.latency.value_ms)
                 above_budget += 1

@@ -119,7 +119,7 @@ class OwnSampler(BaseSampler):
             seen.add(place.spec)
             if each.state is TrialState.RUNNING:
                 pending.append(place)
-            elif each.state is TrialState.COMPLETE and each.values[0] != UNSCORED:
+            elif each.state is TrialState.COMPLETE and each.values[0] != UNSCORED and keeps_budget(each):
                 scored.append(Visited(place, each.values[0]))
         return History(scored, pending, frozenset(seen))
 
@@ -181,6 +181,11 @@ def choice_of(trial: Trial) -> Choose:
         return chosen  # type: ignore[no-any-return]
 
     return choose
+
+
+def keeps_budget(trial: FrozenTrial) -> bool:
+    """Whether a trial is feasible by what `set_constraint` recorded."""
+    return all(value <= 0 for value in trial.constraints.values())
 
 
 def set_constraint(trial: Trial, latency_ms: float, budget_ms: float) -> None:

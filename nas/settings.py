@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model, field_validator
 
 from hardware.strict_yaml import load_yaml
 from nas.files import write_atomically
@@ -46,6 +46,8 @@ class StudySettings(BaseModel):
     PBConv layouts each tries before it trains (seed 001 uses 10), `layout_scope` what shares one, and `layout_score`
     whether the largest dispersion wins or its largest increase. `data_limit` is the largest number of training images.
     `genes` narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
+    `cpus_per_trial` are the cores of an evaluation, whose whole number is also its threads; `gpus_per_trial` is what
+    Ray sets aside for it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,8 +78,17 @@ class StudySettings(BaseModel):
     runtime: str | None = None
     storage: str | None = None
     workers: Positive = 2
-    backend: Literal["local", "ray"] = "local"
+    backend: Literal["local", "ray", "inline"] = "local"
     ray_address: str | None = None
+    cpus_per_trial: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1024)] = 0.0
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _given_by_ray(cls, share: float, others: ValidationInfo) -> float:
+        if share and others.data.get("backend") != "ray":
+            raise ValueError(f"only Ray shares out GPUs, got {share:g}; give --backend ray")
+        return share
 
     @property
     def budget_ms(self) -> float:
@@ -117,14 +128,26 @@ StudyDraft: type[BaseModel] = create_model(
 )
 
 # What may differ between two runs of one study without changing what it finds.
-RUN_SETTINGS = frozenset({"trials", "time", "training_time", "evaluation_time", "workers", "backend", "ray_address"})
+RUN_SETTINGS = frozenset(
+    {
+        "trials",
+        "time",
+        "training_time",
+        "evaluation_time",
+        "workers",
+        "backend",
+        "ray_address",
+        "cpus_per_trial",
+        "gpus_per_trial",
+    }
+)
 
 
 class StudyFile(StudySettings):
     """A study as it is kept: its settings and what they were resolved to when it began.
 
-    `accepted_tables` are those that the target had before, where the user went on after a change. `channels` and
-    `classes` are those of the images; None where a study began before they were kept.
+    `accepted_tables` and `earlier_budgets` are those that the study had before, where the user went on under another.
+    `channels` and `classes` are those of the images; None where a study began before they were kept.
     """
 
     created: str
@@ -132,13 +155,15 @@ class StudyFile(StudySettings):
     data_fingerprint: str
     versions: dict[str, str]
     accepted_tables: list[str] = []
+    earlier_budgets: list[str] = []
     channels: int | None = None
     classes: int | None = None
 
     @property
     def durable_name(self) -> str:
-        """What the study is called in its storage: trials under another table are another study there."""
-        return f"{self.study}@{self.target_sha256[:12]}" if self.accepted_tables else self.study
+        """What the study is called in its storage: trials under another table or budget are another study there."""
+        changes = len(self.accepted_tables) + len(self.earlier_budgets)
+        return f"{self.study}@{changes + 1}" if changes else self.study
 
     @property
     def owner(self) -> str:

@@ -1,4 +1,4 @@
-"""What a search proposes before its sampler does: what was evaluated under an earlier table, and published networks."""
+"""What a search proposes before its sampler does: what was evaluated on earlier ground, and published networks."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from searchspace.recognise import for_task, genes_of
 from searchspace.references import reference, reference_names
 from searchspace.spec import deploy_form
 
-# Genes of all that was evaluated before the target's table changed, in the order of their trials.
+# Genes of all that was evaluated before the target's table or the budget changed, in the order of their trials.
 EARLIER = "earlier.json"
 
 
@@ -34,13 +34,13 @@ def published_members(ground: Ground) -> dict[str, Place]:
 
 
 def write_earlier(folder: Path, genes: Iterable[Genes]) -> None:
-    """Keeps genes of what was evaluated under a table that is no longer the target's, each once."""
+    """Keeps genes of what was evaluated under a table or budget that is no longer the study's, each once."""
     kept = {json.dumps(each, sort_keys=True): dict(each) for each in [*read_earlier(folder), *genes]}
     write_atomically(folder / EARLIER, json.dumps(list(kept.values()), indent=1, allow_nan=False) + "\n")
 
 
 def read_earlier(folder: Path) -> list[dict[str, Gene]]:
-    """The genes that `write_earlier` kept; none where the table never changed.
+    """The genes that `write_earlier` kept; none where neither ever changed.
 
     Raises:
         ConfigError: the file is damaged.
@@ -53,19 +53,17 @@ def read_earlier(folder: Path) -> list[dict[str, Gene]]:
         return [dict(each) for each in found]
     except (ValueError, TypeError) as error:
         raise ConfigError(
-            f"{path}:1: not genes of this program ({error}); remove the file: then what was evaluated under the "
-            "earlier table counts where it is proposed again"
+            f"{path}:1: not genes of this program ({error}); remove the file: then what was evaluated before "
+            "the change counts where it is proposed again"
         ) from error
 
 
 def earlier_members(ground: Ground, folder: Path) -> list[Place]:
-    """What was evaluated under an earlier table and keeps the budget by today's."""
+    """What was evaluated under an earlier table or budget, whether or not it keeps the budget now."""
     found = []
     for genes in read_earlier(folder):
         try:
-            place = ground.place(genes)
+            found.append(ground.place(genes))
         except UnknownGene:
             continue
-        if ground.keeps_budget(place):
-            found.append(place)
     return found

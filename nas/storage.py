@@ -88,7 +88,7 @@ def open_study(folder: Path, name: str, url: str | None, owner: str | None = Non
     `owner` tells this study from others of the same name that share a storage; None does not look.
 
     Raises:
-        ConfigError: the storage cannot be reached, its journal is damaged, or the name is another study's there.
+        ConfigError: the storage cannot be reached, or the name is another study's there.
     """
     storage = open_storage(folder, url)
     try:
@@ -170,7 +170,7 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
     """The storage at `url`, or the journal in a study's folder.
 
     Raises:
-        ConfigError: it cannot be reached, or is damaged.
+        ConfigError: it cannot be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if url is None:
@@ -201,10 +201,9 @@ def shown(url: str) -> str:
 
 
 def journal_storage(folder: Path) -> BaseStorage:
-    """The journal of a study, mended: no lock of a dead writer, no half line at its end.
+    """The journal of a study, mended: no lock of a dead writer, no half line at its end, no line that is no entry.
 
-    Raises:
-        ConfigError: a line is damaged in a way that no dying writer leaves behind.
+    A journal with such a line is set aside and begun anew; the search that opens it fills it from the results.
     """
     path = (folder / JOURNAL).resolve()  # with a relative path the backend's lock can wait for ever
     lock = path.with_name(path.name + ".lock")
@@ -212,8 +211,24 @@ def journal_storage(folder: Path) -> BaseStorage:
         lock.unlink()
     if path.exists():
         cut_torn_tail(path)
-        check_lines(path)
+        damage = damaged_line(path)
+        if damage is not None:
+            aside = set_aside(path)
+            logger.warning(
+                "%s:%s; the journal is written anew from the results, and the damaged one is kept as %s",
+                path,
+                damage,
+                aside.name,
+            )
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a file another name, beside those that were set aside before, and says which."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.replace(aside)
 
 
 def cut_torn_tail(path: Path) -> None:
@@ -225,20 +240,14 @@ def cut_torn_tail(path: Path) -> None:
             file.truncate(whole)
 
 
-def check_lines(path: Path) -> None:
-    """Makes sure that every line of a journal is an entry.
-
-    Raises:
-        ConfigError: one is not; the message names it.
-    """
+def damaged_line(path: Path) -> str | None:
+    """The first line of a journal that is no entry, as `NUMBER: why`; None where all are."""
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             _ = json.loads(line)["op_code"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path}:{number}: not an entry of an Optuna journal ({error}); "
-                "remove the file: what was evaluated is in the results beside it, and resuming the study writes it anew"
-            ) from error
+            return f"{number}: not an entry of an Optuna journal ({error})"
+    return None
 
 
 def url_storage(url: str) -> BaseStorage:

@@ -27,7 +27,7 @@ from nas.executors.executor import Executor, Job
 from nas.ground import Ground
 from nas.jobs import early_job
 from nas.problem import Problem
-from nas.proposals import Proposal, Proposer, SpaceExhausted
+from nas.proposals import EVALUATED_BEFORE, Proposal, Proposer, SpaceExhausted
 from nas.results import Key, ResultStore
 from nas.sampling import Sampling
 from nas.settings import StudyFile
@@ -228,9 +228,10 @@ class Search:
             on_progress(self._progress())
 
     def _enqueue_starts(self) -> None:
-        self._sampling.enqueue(self._ground.fastest, "fastest member")
+        # Before all others, so that they keep their numbers.
         for place in earlier_members(self._ground, self._folder):
-            self._sampling.enqueue(place.genes, "earlier table")
+            self._sampling.enqueue(place.genes, EVALUATED_BEFORE)
+        self._sampling.enqueue(self._ground.fastest, "fastest member")
         if self._problem.settings.start == "published":
             for name, place in published_members(self._ground).items():
                 self._sampling.enqueue(place.genes, f"published {name}")

@@ -4,12 +4,16 @@ from collections import deque
 
 from evaluators.evaluator import failure_from
 from nas.executors.executor import Finished, Job
+from nas.executors.worker_limits import pin_threads
 
 
 class InlineExecutor:
     """Runs a job when its result is waited for."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        """None leaves the number of this process's threads as it is."""
+        if threads is not None:
+            pin_threads(threads)
         self._jobs: deque[tuple[int, Job]] = deque()
         self._submitted = 0
 

@@ -1,32 +1,24 @@
-"""Evaluates in processes of this machine, each with one torch thread, so that they do not fight for the cores."""
+"""Evaluates in processes of this machine, each with a torch thread of its own or a few."""
 
 import logging
 import multiprocessing
 import os
-import resource
 import signal
 import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from evaluators.evaluator import Failure, failure_from
 from nas.executors.executor import Finished, Job, too_long
+from nas.executors.worker_limits import KEEP_MEMORY, limit_memory, memory_share, pin_threads
 
 logger = logging.getLogger(__name__)
 
-# Has glibc keep freed memory for the next tensor of its size. By default it gives large blocks back, and a
-# training step spends most of its time on page faults: 1.1 s against 0.3 s for 64 channels at 48x48 pixels.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
-
 # Once may be somebody else's kill.
 DEATHS_ALONE = 2
-
-# All workers together may take so much of the machine's memory, and each at least so many bytes.
-MEMORY_SHARE, LEAST_MEMORY_BYTES = 0.9, 2 * 2**30
 
 
 class ProcessExecutor:
@@ -39,8 +31,10 @@ class ProcessExecutor:
     alone: one that brings down two pools of its own has failed, and the others lose nothing but time.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        """So many processes, each computing with so many threads."""
         self._workers = workers
+        self._threads = threads
         self._pool = self._new_pool()
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[int] = deque()
@@ -147,35 +141,21 @@ class ProcessExecutor:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         for name, value in KEEP_MEMORY.items():
-            os.environ.setdefault(name, value)  # read by the C library when a worker starts
+            os.environ.setdefault(name, value)
         return ProcessPoolExecutor(
             self._workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_prepare_worker,
-            initargs=(max(LEAST_MEMORY_BYTES, int(MEMORY_SHARE * memory_bytes() / self._workers)),),
+            initargs=(memory_share(self._workers), self._threads),
         )
 
 
-def memory_bytes() -> int:
-    """What this machine has, or the part of it that this process's control group may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return total
-
-
-def _prepare_worker(most_bytes: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard == resource.RLIM_INFINITY or hard > most_bytes:
-        resource.setrlimit(resource.RLIMIT_DATA, (most_bytes, hard))
+def _prepare_worker(most_bytes: int, threads: int) -> None:
+    limit_memory(most_bytes)
     # Ctrl-C reaches the whole group; the driver alone answers it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_driver, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
+    pin_threads(threads)
 
 
 def _end_with_driver() -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nas.executors.processes import KEEP_MEMORY
+from nas.executors.worker_limits import KEEP_MEMORY
 from searchspace.coverage import Layout, generate_layout
 from searchspace.layers import BranchedConv
 from searchspace.network import Network, build_network

@@ -9,6 +9,7 @@ import pytest
 from evaluators.static import StaticCosts
 from nas import driver
 from nas.cli import DONE, WRONG_INPUT, main
+from nas.members import read_front
 from nas.settings import read_study_file
 from nas.storage import open_study
 from searchspace.spec import spec_id
@@ -87,8 +88,10 @@ def test_a_changed_table_is_refused_and_on_request_everything_paid_for_is_used(n
     assert record.accepted_tables == [old.target_sha256]
     found = open_study(folder, record.durable_name, url).get_trials(deepcopy=False)
     assert len(found) == 15
-    assert {t.user_attrs["arch"] for t in still_feasible} <= {t.user_attrs["arch"] for t in found}
-    assert max(t.user_attrs["latency_high_ms"] for t in found) <= 100
+    assert [t.user_attrs["arch"] for t in found] == [t.user_attrs["arch"] for t in trials], "trials keep their numbers"
+    feasible = {t.user_attrs["arch"] for t in found if t.constraints["latency_over_budget"] <= 0}
+    assert feasible == {t.user_attrs["arch"] for t in still_feasible}
+    assert max(each["latency_ms"]["high"] for each in read_front(folder)["members"]) <= 100
     assert len(open_study(folder, "mine", url).get_trials(deepcopy=False)) == 15, "what was is still to be read"
 
     again = StudyExecutor()
@@ -96,7 +99,9 @@ def test_a_changed_table_is_refused_and_on_request_everything_paid_for_is_used(n
     assert again.specs == [], "from here on it is a study like any other"
     more = StudyExecutor()
     assert nas(more, "resume", "mine", "--trials", "2")[0] == DONE
-    assert len(open_study(folder, record.durable_name, url).get_trials(deepcopy=False)) == 17
+    found = open_study(folder, record.durable_name, url).get_trials(deepcopy=False)
+    assert len(found) == 17
+    assert max(t.user_attrs["latency_high_ms"] for t in found[15:]) <= 100
 
 
 def test_accepting_a_table_that_has_not_changed_changes_nothing(nas, tmp_path):

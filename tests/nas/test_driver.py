@@ -463,7 +463,6 @@ def test_a_study_that_another_process_drives_is_refused(nas, tmp_path):
         ("study.yaml", b"study: [\n", 1),
         ("study.yaml", b"", 1),
         ("results.jsonl", b'{"arch": 1\n{}\n', 1),
-        ("journal.log", b"{}\nnonsense\n", 1),
     ],
 )
 def test_a_damaged_file_of_a_study_is_named_with_its_line(nas, tmp_path, file, content, line):

@@ -12,23 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from evaluators.evaluator import Failure
-from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Job
 from nas.executors.inline import InlineExecutor
 from nas.executors.processes import ProcessExecutor
-from nas.executors.ray import RayExecutor
 
 EXECUTORS = [
     pytest.param(InlineExecutor, id="inline"),
     pytest.param(lambda: ProcessExecutor(2), id="processes"),
-    pytest.param(lambda: RayExecutor(2, None), id="ray", marks=pytest.mark.slow),
 ]
 
 KILLED = Job("is killed", signal.raise_signal, (signal.SIGKILL,))
@@ -64,31 +60,36 @@ def children():
     return own
 
 
+def check_answers(executor):
+    jobs = [square(number) for number in range(12)]
+    jobs[3] = Job("divides by zero", operator.truediv, (1, 0))
+    jobs[7] = Job("leaves", sys.exit, (3,))
+    results = results_of(executor, jobs)
+    assert results[3] == Failure("ZeroDivisionError: division by zero")
+    assert isinstance(results[7], Failure)
+    assert "SystemExit" in results[7].reason
+    assert [result for place, result in enumerate(results) if place not in (3, 7)] == [
+        number**2 for number in range(12) if number not in (3, 7)
+    ]
+    assert results_of(executor, [square(20)]) == [400], "an executor goes on after failures"
+
+
+def check_what_cannot_be_sent(executor):
+    (result,) = results_of(executor, [Job("locks", threading.Lock, ())])
+    assert result == Failure("TypeError: cannot pickle '_thread.lock' object")
+
+
 @pytest.mark.parametrize("make", EXECUTORS)
 def test_every_job_is_answered_under_its_own_handle_failed_or_not(make):
     before = children()
     with closing(make()) as executor:
-        jobs = [square(number) for number in range(12)]
-        jobs[3] = Job("divides by zero", operator.truediv, (1, 0))
-        jobs[7] = Job("leaves", sys.exit, (3,))
-        results = results_of(executor, jobs)
-        assert results[3] == Failure("ZeroDivisionError: division by zero")
-        assert isinstance(results[7], Failure)
-        assert "SystemExit" in results[7].reason
-        assert [result for place, result in enumerate(results) if place not in (3, 7)] == [
-            number**2 for number in range(12) if number not in (3, 7)
-        ]
-        assert results_of(executor, [square(20)]) == [400], "an executor goes on after failures"
+        check_answers(executor)
     assert children() == before
 
 
-@pytest.mark.parametrize("make", EXECUTORS)
-def test_a_result_that_cannot_be_sent_back_is_a_failure(make):
-    with closing(make()) as executor:
-        (result,) = results_of(executor, [Job("locks", threading.Lock, ())])
-    # Nothing is sent in one's own process.
-    if not isinstance(executor, InlineExecutor):
-        assert result == Failure("TypeError: cannot pickle '_thread.lock' object")
+def test_a_result_that_cannot_be_sent_back_is_a_failure():
+    with closing(ProcessExecutor(2)) as executor:
+        check_what_cannot_be_sent(executor)
 
 
 def test_a_job_that_kills_its_process_has_failed_and_the_others_have_not():
@@ -140,37 +141,28 @@ def test_workers_end_when_their_driver_is_killed(tmp_path):
         os.close(worker)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1", "127.0.0.1:port"])
-def test_a_cluster_that_does_not_answer_is_the_users_mistake(address):
-    with pytest.raises(ConfigError, match=f"ray-address: no Ray cluster answers at '{address}'"):
-        RayExecutor(1, address)
-
-
 LATE = "took longer than the 3 s that an evaluation may take"
 
 
-@pytest.mark.parametrize(
-    ("make", "hang"),
-    [
-        # Stopped, it hears no signal but one: the driver must kill it.
-        pytest.param(lambda: ProcessExecutor(2), (signal.raise_signal, (signal.SIGSTOP,)), id="processes"),
-        pytest.param(lambda: RayExecutor(2, None), (time.sleep, (600,)), id="ray", marks=pytest.mark.slow),
-    ],
-)
-def test_a_job_that_takes_too_long_has_failed_and_the_others_have_not(make, hang):
+def check_time_limit(executor, hang):
+    assert results_of(executor, [square(2), square(3)]) == [4, 9]  # the workers are there
+    hangs = Job("hangs", *hang, limit_s=3)
+    jobs = [Job("sums", sum, (range(30_000_000),)), hangs, *map(square, range(6))]
+    results = results_of(executor, jobs)
+    assert results == [30_000_000 * 29_999_999 // 2, Failure(LATE), *(number**2 for number in range(6))]
+
+
+def test_a_job_that_takes_too_long_has_failed_and_the_others_have_not():
     before = children()
-    with closing(make()) as executor:
-        assert results_of(executor, [square(2), square(3)]) == [4, 9]  # the workers are there
-        hangs = Job("hangs", *hang, limit_s=3)
-        jobs = [Job("sums", sum, (range(30_000_000),)), hangs, *map(square, range(6))]
-        results = results_of(executor, jobs)
-        assert results == [30_000_000 * 29_999_999 // 2, Failure(LATE), *(number**2 for number in range(6))]
+    with closing(ProcessExecutor(2)) as executor:
+        # Stopped, it hears no signal but one: the driver must kill it.
+        check_time_limit(executor, (signal.raise_signal, (signal.SIGSTOP,)))
     assert children() == before
 
 
 def test_a_job_that_eats_memory_fails_and_its_worker_lives(monkeypatch):
-    monkeypatch.setattr("nas.executors.processes.LEAST_MEMORY_BYTES", 2**30)
-    monkeypatch.setattr("nas.executors.processes.memory_bytes", lambda: 2**30)
+    monkeypatch.setattr("nas.executors.worker_limits.LEAST_MEMORY_BYTES", 2**30)
+    monkeypatch.setattr("nas.executors.worker_limits.memory_bytes", lambda: 2**30)
     with closing(ProcessExecutor(1)) as executor:
         own = Job("names itself", os.getpid, ())
         first, eaten, second = results_of(executor, [own, Job("eats memory", bytearray, (4 * 2**30,)), own])

@@ -47,6 +47,8 @@ EVERYTHING = {
     "workers": 9,
     "backend": "ray",
     "ray_address": "10.0.0.1:6379",
+    "cpus_per_trial": 2.0,
+    "gpus_per_trial": 0.5,
 }
 
 RECORD = {
@@ -102,7 +104,7 @@ BROKEN = [
         4,
         "sampler: must be 'nsga2', 'nsga3', 'tpe', 'random', 'evolution' or 'surrogate', got 'nsga'",
     ),
-    ("budget: 5ms\nbackend: cloud", 4, "backend: must be 'local' or 'ray', got 'cloud'"),
+    ("budget: 5ms\nbackend: cloud", 4, "backend: must be 'local', 'ray' or 'inline', got 'cloud'"),
     ("budget: 5ms\ntime: 10", 4, "a duration needs a unit"),
     ("budget: 5ms\nbudget: 6ms", 4, "budget: a key may stand only once, got it in line 3 too"),
     ("budget: &b 5ms\nscore: *b", 3, "aliases"),

@@ -155,12 +155,22 @@ def test_a_journal_cut_in_its_first_line_is_a_new_study(three):
 
 
 @pytest.mark.parametrize("garbage", [b"\x00\x00\x00\n", b'{"op_code": \n', b"[]\n", b"7\n", b"{}\n", b"\n", b"\xff\n"])
-def test_damage_in_the_middle_names_the_file_and_its_line(three, garbage):
+def test_a_journal_with_damage_in_its_middle_is_set_aside_and_the_line_is_named(three, garbage, caplog):
     lines = three.read_bytes().splitlines(keepends=True)
     lines[1:2] = [garbage]
     three.write_bytes(b"".join(lines))
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(three))}:2: "):
-        open_study(three.parent, "study", None)
+    damaged = three.read_bytes()
+    for attempt in (1, 2):
+        study = open_study(three.parent, "study", None)
+        assert numbers(study) == []
+        study.add_trial(trial(5))
+        assert numbers(open_study(three.parent, "study", None)) == [5]
+        (said,) = (record.getMessage() for record in caplog.records)
+        assert said.startswith(f"{three}:2: not an entry of an Optuna journal (")
+        assert said.endswith(f"is kept as journal.log.damaged-{attempt}")
+        assert three.with_name(f"journal.log.damaged-{attempt}").read_bytes() == damaged
+        three.write_bytes(damaged)
+        caplog.clear()
 
 
 def test_a_study_in_a_folder_given_relative_to_here_is_the_same_study(three, monkeypatch):

@@ -306,6 +306,22 @@ def test_a_journal_that_was_removed_is_written_anew_from_the_results(whole, run_
     assert list(map(told, durable_trials(run_search.folder / "study"))) == list(map(told, durable_trials(whole[0])))
 
 
+@pytest.mark.parametrize("line", range(0, 42, 6))
+def test_a_journal_with_a_broken_line_anywhere_is_recovered_whole(whole, run_search, line, caplog):
+    run_search(FormulaExecutor())
+    journal = run_search.folder / "study" / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 36
+    place = min(line, len(lines) - 2)
+    lines[place] = lines[place][: len(lines[place]) // 2] + b"\n"
+    journal.write_bytes(b"".join(lines))
+    rest = FormulaExecutor()
+    run_search(rest)
+    assert rest.specs == [], "nothing is evaluated again"
+    assert f"journal.log:{place + 1}: " in caplog.text
+    assert list(map(told, durable_trials(run_search.folder / "study"))) == list(map(told, durable_trials(whole[0])))
+
+
 def test_a_finished_study_that_gets_more_trials_is_the_longer_study(whole, run_search, changed):
     run_search(FormulaExecutor(2, 5), own_problem=changed(trials=7))
     run_search(FormulaExecutor(), own_problem=changed(trials=8))

@@ -1,0 +1,31 @@
+"""A Ray cluster of two nodes on this machine, as a process of its own: prints its address, then obeys stdin.
+
+`kill` kills the second node; the end of stdin ends the cluster.
+"""
+
+import os
+import sys
+
+
+def main():
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        # Both nodes where nobody else can reach them; the driver joins the one at its own address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
+    second = cluster.add_node(node_ip_address="127.0.0.2", **small)
+    print(cluster.address, flush=True)
+    for line in sys.stdin:
+        if line == "kill\n":
+            cluster.remove_node(second, allow_graceful=False)
+            print("killed", flush=True)
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()

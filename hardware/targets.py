@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from hardware.anchors import AnchorFile, anchors_path, rescale
 from hardware.boards import CalibrationRow, read_boards, read_calibration
 from hardware.calibration import BAR_PERCENT
 from hardware.count_formula import read_formula
@@ -112,7 +113,8 @@ class Target:
 
 def known_targets() -> tuple[str, ...]:
     """The names that `load_target` takes: those that are shipped, and the boards that this user has measured."""
-    return tuple(sorted({*shipped_targets(), *(path.name for path in boards_folder().glob("*/") if _tables(path))}))
+    own = (path.name for path in boards_folder().glob("*/") if _tables(path) or _anchored_threads(path))
+    return tuple(sorted({*shipped_targets(), *own}))
 
 
 def shipped_targets() -> tuple[str, ...]:
@@ -160,6 +162,9 @@ def load_target(
             "`nas profile --target NAME --ssh HOST` makes a table of a board of your own"
         )
     if name not in shipped_targets():
+        folder = boards_folder() / name
+        if table is None and not _tables(folder):
+            return _anchored_target(name, threads, runtime)
         return _board_target(name, threads, runtime, table)
     threads = 1 if threads is None else threads
     measured = name in _measured_targets()
@@ -266,6 +271,67 @@ def _calibrated_target(described: TargetFile, threads: int) -> Target:
         ),
     )
     return Target(described, threads, supported, described.runtime_version, row, model, sha256)
+
+
+def _anchored_threads(folder: Path) -> tuple[int, ...]:
+    found = (re.fullmatch(r"anchors-([0-9]+)t\.yaml", path.name) for path in folder.glob("anchors-*t.yaml"))
+    return tuple(sorted(int(each[1]) for each in found if each))
+
+
+def _anchored_target(name: str, threads: int | None, runtime: str | None) -> Target:
+    """A calibrated target rescaled by what was measured on a board of the user's own."""
+    supported = _anchored_threads(boards_folder() / name)
+    threads = supported[0] if threads is None else threads
+    _check_threads(name, threads, supported)
+    measured = load_yaml(anchors_path(boards_folder() / name, threads), AnchorFile)
+    base = load_target(measured.base, threads=threads, runtime=runtime)
+    if base.sha256 != measured.base_sha256:
+        raise ConfigError(
+            f"target: the table of {measured.base} has changed since {name} was compared with it; run "
+            f"nas profile --target {measured.base} --anchors again, which goes on with what was measured"
+        )
+    assert isinstance(base.latency_model, CalibratedModel)
+    found = rescale(measured.networks)
+    known = base.latency_model.range
+    latencies = [each.measured_ms for each in measured.networks.values()]
+    ratios = found.ratios.values()
+    sha256 = _sha256(base.sha256, measured.model_dump())
+    model = CalibratedModel(
+        table=table_name(f"{name}/{base.runtime}-{measured.runtime_version}", threads, base.about.precision, sha256),
+        counts=base.latency_model.counts,
+        formula=base.latency_model.formula,
+        costs={each: found.factor * cost for each, cost in base.latency_model.costs.items()},
+        range=CalibratedRange(
+            fastest_ms=min(latencies),
+            slowest_ms=max(*latencies, found.factor * known.slowest_ms),
+            # A handful of networks says less of the interval than those that are published.
+            inside_ratios=(min(known.inside_ratios[0], *ratios), max(known.inside_ratios[1], *ratios)),
+            outside_ratios=(min(known.outside_ratios[0], *ratios), max(known.outside_ratios[1], *ratios)),
+        ),
+    )
+    about = base.about.model_copy(
+        update={
+            "name": name,
+            "device": measured.device,
+            "cpu": measured.cpu,
+            "description": f"A board of one's own: {measured.base} times {found.factor:.3f}, by "
+            f"{len(measured.networks)} networks measured on it; leaving each out in turn the error is "
+            f"{found.mape_percent:.1f} %.",
+            "runtime_version": measured.runtime_version,
+        }
+    )
+    assert base.errors is not None
+    errors = base.errors.model_copy(
+        update={
+            "networks": len(measured.networks),
+            "mape_percent": found.mape_percent,
+            "fastest_ms": model.range.fastest_ms,
+            "slowest_ms": model.range.slowest_ms,
+            "outside_low_ratio": model.range.outside_ratios[0],
+            "outside_high_ratio": model.range.outside_ratios[1],
+        }
+    )
+    return Target(about, threads, supported, measured.runtime_version, errors, model, sha256)
 
 
 def _host_target(described: TargetFile, threads: int, table: Path | None) -> Target:

@@ -190,6 +190,11 @@ def build_parser() -> _Parser:
 
     profile = add("profile", _profile, "make or extend the latency table of this machine, or of a board of your own")
     profile.add_argument("--target", required=True, help="host, or a name of your own for your board")
+    profile.add_argument(
+        "--anchors",
+        action="store_true",
+        help="measure a handful of networks on your own board of a calibrated target, and rescale its table by them",
+    )
     profile.add_argument("--space", default="edge-small", help="whose kernels to measure")
     profile.add_argument("--threads", type=int, default=1, metavar="N", help="threads on the device")
     profile.add_argument("--runtime", metavar="R", help="onnxruntime, ncnn or mnn")
@@ -414,6 +419,10 @@ def _profile(options: argparse.Namespace) -> int:
     from nas.profile_command import Way, profile
 
     way = Way(options.ssh, options.adb, options.adb_python, options.bundle, options.brought)
+    if options.anchors:
+        from nas.anchors_command import profile_anchors
+
+        return profile_anchors(options.target, options.threads, way=way, view=_view(options))
     return profile(
         options.target, options.space, options.runtime, options.threads, options.time, way=way, view=_view(options)
     )

@@ -50,10 +50,10 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
     if way.brought is not None:
         table = take_in(wanted, way.brought)
     else:
-        transport = _transport(target, way)
+        transport = transport_by(target, way)
         with observer(view.quiet) as watching:
             table = make(wanted, transport, watching.measuring)
-        _remember(target, way)
+        remember(target, way)
     if view.json:
         print(json.dumps(_as_json(table), indent=2, allow_nan=False))
     else:
@@ -61,7 +61,12 @@ def profile(target: str, space: str, runtime: str | None, threads: int, time: st
     return DONE
 
 
-def _transport(target: str, way: Way) -> Transport:
+def transport_by(target: str, way: Way) -> Transport:
+    """How the device is reached, as it was asked for.
+
+    Raises:
+        ConfigError: nothing was said of how to reach a board.
+    """
     if way.ssh is not None:
         return Ssh(way.ssh)
     if way.adb is not None:
@@ -74,7 +79,7 @@ def _transport(target: str, way: Way) -> Transport:
     return Local()
 
 
-def _remember(target: str, way: Way) -> None:
+def remember(target: str, way: Way) -> None:
     """Keeps how the board was reached, so that finalists of a search can be measured there."""
     if way.ssh is None and way.adb is None:
         return

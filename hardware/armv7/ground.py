@@ -66,7 +66,7 @@ class Ground:
         """What runs Python with these arguments inside the emulated machine, counting into a file if there is one."""
         plugin = [] if counts is None else ["-plugin", f"{self.plugin},out={counts}"]
         # Hashes that are drawn anew for every process would make Python's own share of the counts vary.
-        guest = {"PYTHONPATH": str(self.site), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        guest = {"PYTHONPATH": str(self.site), "PYTHONHASHSEED": "0"}
         settings = [word for name, value in guest.items() for word in ("-E", f"{name}={value}")]
         return [
             *(str(self.qemu), "-cpu", CPU, "-L", str(self.root), "-U", "LD_LIBRARY_PATH", *settings, *plugin),

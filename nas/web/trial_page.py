@@ -132,7 +132,8 @@ def _block(row: Row) -> Markup:
     params, macs = f"{row.deployed.params:,} params", f"{_amount(row.deployed.macs)} multiply-adds"
     if row.trained != row.deployed:
         params = f"{row.trained.params:,} to {params}"
-        macs = f"{_amount(row.trained.macs)} to {macs}"
+        # Where next to nothing is saved, the figures are the same.
+        macs = macs if macs.startswith(f"{_amount(row.trained.macs)} ") else f"{_amount(row.trained.macs)} to {macs}"
     return element(
         "li",
         element("strong", f"{times}{row.family}"),

@@ -22,16 +22,21 @@ from networks import NETWORKS
 from evaluators.datasets import Dataset, open_dataset
 from evaluators.recipe import Recipe
 from evaluators.training import train
-from hardware.graph import DeployModel
+from hardware.graph import DeployModel, with_weights
 from hardware.isolated import Failed
 from hardware.onnx_int8 import Int8Method, quantize
 from hardware.onnx_model import to_onnx
+from hardware.ops import Activation, Conv
 from hardware.runners.onnxruntime import run
 from nas.settings import versions
 from searchspace.network import build_network, deploy
 
 RUNS = Path(__file__).with_name("runs.jsonl")
 SEED, CALIBRATION_IMAGES, VALIDATION_IMAGES = 0, 256, 3000
+
+# The networks whose channels are drawn apart, too: those with a ReLU between all of their convolutions.
+RESCALED = ", rescaled"
+NAMES = (*NETWORKS, "rep (RepVGG), rescaled")
 
 METHODS: Mapping[str, Int8Method] = {
     "per tensor": Int8Method("tensor", "all", corrects_biases=False),
@@ -49,6 +54,34 @@ def trained(name: str, data: Dataset, epochs: int) -> DeployModel:
     return deploy(train(network, data.at(32), Recipe(), epochs=epochs, seed=SEED))
 
 
+def rescaled(model: DeployModel) -> DeployModel:
+    """A network that computes the same with channels up to a hundred times apart.
+
+    What leaves a convolution is multiplied by a number of its own for each channel, and what the next one makes of it
+    is divided by that, which a ReLU between them lets through. Weights of long trainings drift apart in this way.
+    """
+    graph, weights = model.graph, dict(model.weights)
+    readers = {index: [each for each in graph.nodes if index in each.inputs] for index in range(len(graph.nodes))}
+    rng = np.random.default_rng(SEED)
+    for index, node in enumerate(graph.nodes):
+        if not isinstance(node.op, Conv) or len(readers[index]) != 1:
+            continue
+        gate = readers[index][0]
+        after = readers[graph.nodes.index(gate)]
+        if (
+            gate.op != Activation("relu")
+            or len(after) != 1
+            or not isinstance(after[0].op, Conv)
+            or after[0].op.groups > 1
+        ):
+            continue
+        factors = (10 ** rng.uniform(-1, 1, node.op.out_channels)).astype(np.float32)
+        weights[f"{node.name}.weight"] = weights[f"{node.name}.weight"] * factors[:, None, None, None]
+        weights[f"{node.name}.bias"] = weights[f"{node.name}.bias"] * factors
+        weights[f"{after[0].name}.weight"] = weights[f"{after[0].name}.weight"] / factors[None, :, None, None]
+    return with_weights(graph, weights)
+
+
 def channel_spread(model: DeployModel) -> float:
     """How many times the largest weight of a convolution is that of its weakest channel, at the median convolution."""
     spreads = []
@@ -61,7 +94,9 @@ def channel_spread(model: DeployModel) -> float:
 
 def studied(name: str, data: Dataset, epochs: int) -> dict[str, Any]:
     """Accuracies and sizes of one network by method."""
-    model = trained(name, data, epochs)
+    model = trained(name.removesuffix(RESCALED), data, epochs)
+    if name.endswith(RESCALED):
+        model = rescaled(model)
     splits = data.at(32)
     images, labels = splits.val_x[:VALIDATION_IMAGES].numpy(), splits.val_y[:VALIDATION_IMAGES].numpy()
     found: dict[str, Any] = {}
@@ -99,7 +134,7 @@ def table(lines: Mapping[str, Mapping[str, Any]]) -> str:
         f"| network | channel spread | float | {' | '.join(METHODS)} |",
         "|---" * (len(METHODS) + 3) + "|",
     ]
-    for name in NETWORKS:
+    for name in NAMES:
         if name not in lines:
             continue
         line = lines[name]
@@ -126,7 +161,7 @@ def main() -> None:
     lines = {}
     if options.out.exists():
         lines = {line["network"]: line for line in map(json.loads, options.out.read_text("utf-8").splitlines())}
-    for name in NETWORKS:
+    for name in NAMES:
         wanted = options.networks is None or name.startswith(tuple(options.networks.split(",")))
         if wanted and name not in lines:
             lines[name] = studied(name, data, options.epochs)

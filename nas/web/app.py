@@ -217,7 +217,7 @@ class App:
 
     def _study(self, name: str, request: Request) -> Answer:
         live = self._studies.live(name)
-        said, optuna_id = request.query.get("said", ""), self._studies.optuna_id(name)
+        said, optuna_id = request.query.get("said", ""), self._optuna_id(live, name)
         known = self._drawn.get(name)
         if known is None or known[0] is not live or known[1] != (said, optuna_id):
             folder = self._studies.folder(name)
@@ -225,6 +225,13 @@ class App:
             text = study_page(live, self._guard.token, take_home, said, optuna_id, self._optuna is not None)
             known = self._drawn[name] = (live, (said, optuna_id), text)
         return _fresh(request, known[2])
+
+    def _optuna_id(self, live: Live, name: str) -> int | None:
+        """Where Optuna's pages have the study; None where they show a storage in which it is not."""
+        if self._stored is None:
+            return self._studies.optuna_id(name)
+        record = live.overview.record
+        return None if record is None else self._stored.number_of(record)
 
     def _trial(self, name: str, number: int) -> Answer:
         folder = self._studies.folder(name)

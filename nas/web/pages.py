@@ -93,7 +93,8 @@ def _list_row(each: Overview, link: str, name_id: str) -> list[object]:
     name = element("a", each.name, href=link, id=name_id)
     if each.record is None:
         done = str(each.done) if each.done else "-"
-        return [name, _state(each.state), "-", "-", done, element("span", each.trouble or "", class_="bad"), "-"]
+        kind = "faint" if each.state == "elsewhere" else "bad"
+        return [name, _state(each.state), "-", "-", done, element("span", each.trouble or "", class_=kind), "-"]
     return [
         name,
         _state(each.state),

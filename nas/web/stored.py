@@ -62,6 +62,22 @@ class StoredStudies:
         except Exception as error:
             raise self._unreadable(error) from error
 
+    def number_of(self, record: StudyFile) -> int | None:
+        """Optuna's number of a study, None where its trials are elsewhere.
+
+        Raises:
+            ConfigError: the storage does not answer.
+        """
+        if record.storage != self.url:
+            return None
+        try:
+            return self._number(record.durable_name)
+        except NoSuchStudy:
+            return None
+
+    def _number(self, name: str) -> int:
+        return self._guarded(name, lambda study: database(self.url).get_study_id_from_name(study.study_name))
+
     def overviews(self, without_owners: Set[str]) -> dict[int, Overview]:
         """The studies by Optuna's number, but for those of these owners.
 
@@ -72,8 +88,7 @@ class StoredStudies:
         for name in self.names():
             owner = self._guarded(name, lambda study: study.user_attrs.get(OWNER))
             if owner not in without_owners:
-                number = self._guarded(name, lambda study: database(self.url).get_study_id_from_name(study.study_name))
-                found[number] = self.live(name).overview
+                found[self._number(name)] = self.live(name).overview
         return found
 
     def trials(self, name: str) -> list[FrozenTrial]:

@@ -58,7 +58,7 @@ def rescaled(model: DeployModel) -> DeployModel:
     """A network that computes the same with channels up to a hundred times apart.
 
     What leaves a convolution is multiplied by a number of its own for each channel, and what the next one makes of it
-    is divided by that, which a ReLU between them lets through. Weights of long trainings drift apart in this way.
+    is divided by that, which a ReLU between them lets through.
     """
     graph, weights = model.graph, dict(model.weights)
     readers = {index: [each for each in graph.nodes if index in each.inputs] for index in range(len(graph.nodes))}

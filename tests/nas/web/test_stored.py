@@ -10,9 +10,10 @@ import pytest
 from nas.storage import RECORD, open_study, url_storage
 from nas.web.app import App
 from nas.web.guard import Guard
+from nas.web.optuna_pages import OptunaPages
 from nas.web.runs import Runs
 from nas.web.stored import StoredStudies
-from nas.web.studies import Studies
+from nas.web.studies import Studies, database
 from tests.nas.conftest import StudyExecutor
 from tests.nas.web.conftest import Client, searched
 
@@ -83,6 +84,17 @@ def test_a_study_whose_folder_is_here_is_listed_once(there, url):
     text = pages_of(there, url).get("/").text
     assert 'id="study-shared"' in text
     assert [name for _, name, _ in stored_rows(text)] == ["a/foreign &lt;one&gt;"]
+
+
+def test_optunas_pages_are_linked_by_the_number_that_the_storage_has(there, url, finished, tmp_path):
+    studies = shutil.copytree(there, tmp_path / "studies")
+    shutil.copytree(finished / "mine", studies / "mine")
+    found, stored = Studies(studies, Runs()), StoredStudies(url)
+    pages = Client(App(found, Runs(), Guard("127.0.0.1"), OptunaPages(lambda: database(url)), stored))
+    number = url_storage(url).get_study_id_from_name("shared")
+    assert f'href="/dashboard/studies/{number}"' in pages.get("/studies/shared").text
+    # Its trials are in a journal, which Optuna's pages do not show now.
+    assert 'href="/dashboard/studies/' not in pages.get("/studies/mine").text
 
 
 def test_a_foreign_study_says_that_it_is_one(elsewhere):

@@ -77,3 +77,43 @@ def bootstrap(
         return None
     low, high = np.quantile(found, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def drawn_cases(count: int, *, samples: int = 1000, seed: int = 0) -> npt.NDArray[np.int64]:
+    """The places of `count` cases drawn anew so many times, (samples, count), for the correlations below."""
+    return np.random.default_rng(seed).integers(0, count, (samples, count))
+
+
+def spearman_drawn(
+    first: npt.ArrayLike, second: npt.ArrayLike, draws: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Spearman's correlation of each draw (samples, cases), all at once; NaN where `spearman` says None."""
+    a, b = (_ranks_drawn(np.asarray(side, np.float64)[draws]) for side in (first, second))
+    a, b = (side - side.mean(1, keepdims=True) for side in (a, b))
+    return _quotient((a * b).sum(1), (a * a).sum(1) * (b * b).sum(1))
+
+
+def kendall_drawn(first: npt.ArrayLike, second: npt.ArrayLike, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Kendall's tau-b of each draw (samples, cases), all at once; NaN where `kendall` says None."""
+    a, b = (np.sign(side[:, :, None] - side[:, None, :]) for side in (np.asarray(s)[draws] for s in (first, second)))
+    return _quotient((a * b).sum((1, 2)), (a * a).sum((1, 2)) * (b * b).sum((1, 2)))
+
+
+def interval(found: npt.NDArray[np.float64], share: float = 0.95) -> tuple[float, float] | None:
+    """Between which values the draws lie with `share` of certainty, NaN left out; None where there is nothing else."""
+    known = found[~np.isnan(found)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _ranks_drawn(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    below = (values[:, :, None] > values[:, None, :]).sum(2)
+    up_to = (values[:, :, None] >= values[:, None, :]).sum(2)
+    places: npt.NDArray[np.float64] = (below + up_to + 1) / 2
+    return places
+
+
+def _quotient(product: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.divide(product, np.sqrt(squares), out=np.full(len(product), np.nan), where=squares > 0)

@@ -75,15 +75,18 @@ def _report_error(error: Exception) -> int:
     from nas.quantities import QuantityError
     from nas.storage import StorageLost
     from nas.study import InfeasibleBudget, TooManyFailures
+    from nas.trust_members import TrustFailed
     from searchspace.spec import SpecError
 
     codes = {InfeasibleBudget: INFEASIBLE} | dict.fromkeys(
         (DataError, ConfigError, QuantityError, SpecError, UnmeasuredKernel), WRONG_INPUT
     )
+    # Their messages say everything.
+    told = (TransportError, StorageLost, TrainingFailed, TooManyFailures, TrustFailed)
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
-    elif code == BROKE and not isinstance(error, TransportError | StorageLost | TrainingFailed | TooManyFailures):
+    elif code == BROKE and not isinstance(error, told):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)
     else:
         print(f"nas: {error}", file=sys.stderr)
@@ -128,6 +131,14 @@ def build_parser() -> _Parser:
         help="go on although the target's latency table has changed: latencies are taken from the new one",
     )
     _add_common(resume)
+
+    trust = add("trust", _trust, "how far proxies rank the networks of a space on some data, against multiply-adds")
+    trust.add_argument(
+        "study", nargs="?", help="a study that is there, or a study file; flags say the rest as for search"
+    )
+    for flag, kind, text in _SETTING_FLAGS:
+        trust.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
+    _add_common(trust)
 
     show = add("show", _show, "the front of a study as a table, or one member in full")
     show.add_argument("study", help="name or folder of the study")
@@ -269,6 +280,12 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("score", str, "what is maximised: dispersion, dispersion-gain, loss, macs or params"),
     ("trials", int, "candidates to evaluate"),
     ("time", str, "stop searching after so long, such as 10m"),
+    (
+        "trust",
+        int,
+        "members to train before the search, to be led by what ranks them; 0: none; default: as --time allows",
+    ),
+    ("trust-epochs", int, "epochs to train each of them"),
     ("evaluation-time", str, "give up a candidate whose first look takes longer, such as 10m"),
     ("iterations", int, "training iterations before a candidate is scored"),
     ("contenders", int, "candidates to train a little, the best of which become finalists; default: twice as many"),
@@ -333,10 +350,18 @@ def _add_voice(parser: argparse.ArgumentParser) -> None:
 def _search(options: argparse.Namespace) -> int:
     from nas.commands import search
 
+    return search(options.study_yaml, _settings_given(options), _view(options))
+
+
+def _trust(options: argparse.Namespace) -> int:
+    from nas.trust_command import trust
+
+    return trust(options.study, _settings_given(options), _view(options))
+
+
+def _settings_given(options: argparse.Namespace) -> dict[str, Any]:
     given = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name, _, _ in _SETTING_FLAGS}
-    return search(
-        options.study_yaml, {name: value for name, value in given.items() if value is not None}, _view(options)
-    )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _resume(options: argparse.Namespace) -> int:

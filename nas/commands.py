@@ -42,6 +42,16 @@ class View:
 
 def search(study_yaml: Path | None, flags: Mapping[str, Any], view: View) -> int:
     """`nas search`: a new study, or the same one again."""
+    return _run(*new_study(study_yaml, flags, view), view)
+
+
+def new_study(study_yaml: Path | None, flags: Mapping[str, Any], view: View) -> tuple[Problem, Path]:
+    """The problem and folder of a study by its file and flags: a new one, or the one that is there.
+
+    Raises:
+        ConfigError: a setting is wrong, or a study of that name has others.
+        InfeasibleBudget: no member of the space keeps the budget.
+    """
     from nas.driver import begin
 
     draft: dict[str, Any] = {}
@@ -62,8 +72,7 @@ def search(study_yaml: Path | None, flags: Mapping[str, Any], view: View) -> int
     from nas.console import observer
 
     with observer(view.quiet) as watching:
-        problem = begin(settings, folder, watching)
-    return _run(problem, folder, view)
+        return begin(settings, folder, watching), folder
 
 
 def default_name(draft: Mapping[str, Any]) -> str:

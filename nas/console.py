@@ -26,6 +26,7 @@ class QuietObserver:
 
     def __exit__(self, *details: object) -> None: ...
     def note(self, text: str) -> None: ...
+    def trusting(self, done: int, total: int) -> None: ...
     def searching(self, progress: SearchProgress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
     def measuring(self, done: int, total: int, left_s: float) -> None: ...
@@ -44,6 +45,9 @@ class PlainObserver(QuietObserver):
         if progress.done == progress.total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
             self._last = time.monotonic()
             self.note(f"search: {progress.done} of {progress.total} candidates, {progress.rejected} over budget")
+
+    def trusting(self, done: int, total: int) -> None:
+        self.note(f"trust: {done} of {total} members trained")
 
     def training(self, done: int, total: int) -> None:
         self.note(f"finalists: {done} of {total} trained")
@@ -83,6 +87,9 @@ class BarObserver:
     def searching(self, progress: SearchProgress) -> None:
         extra = f"{progress.rejected} over budget" + (f", {progress.failed} failed" if progress.failed else "")
         self._show("searching", progress.done, progress.total, extra)
+
+    def trusting(self, done: int, total: int) -> None:
+        self._show("trusting ", done, total, "")
 
     def training(self, done: int, total: int) -> None:
         self._show("training ", done, total, "")

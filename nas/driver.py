@@ -17,6 +17,7 @@ from nas.executors.executor import Executor, Job
 from nas.executors.inline import InlineExecutor
 from nas.executors.processes import ProcessExecutor
 from nas.ladder import Ladder, Members
+from nas.leading import trust_report, with_trust
 from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, give_dataset, resolve
 from nas.report import write_report
@@ -43,6 +44,7 @@ class Observer(Protocol):
     """Hears how a study gets on."""
 
     def note(self, text: str) -> None: ...
+    def trusting(self, done: int, total: int) -> None: ...
     def searching(self, progress: Progress) -> None: ...
     def training(self, done: int, total: int) -> None: ...
     def measuring(self, done: int, total: int, left_s: float) -> None: ...
@@ -164,16 +166,19 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)  # before a change of the budget is written down
         record = _extended(read_study_file(folder), problem, folder, observer)
+        with _timed(seconds, "trust"):
+            led = with_trust(problem, folder, record, executor, fastest, observer)
+            problem, record = led.problem, led.record
         with _timed(seconds, "search"):
             search = Search(problem, folder, executor, record)
             search.describe(record)
-            outcome = search.run(fastest, observer.searching)
+            outcome = search.run(fastest, observer.searching, spent_s=seconds["trust"])
         observer.note(f"search ended: {outcome.ended}")
         logger.info("search ended: %s", outcome.ended)
         with _timed(seconds, "finalists"):
             budget_ms = problem.settings.budget_ms
             feasible = [each for each in outcome.evaluated if each.cost.latency.high_ms <= budget_ms]
-            chosen = shortlist(feasible, problem.settings.first_places, problem.settings.score)
+            chosen = shortlist(feasible, problem.settings.first_places, problem.leading)
             trained = Ladder(problem, folder, executor, search.results).climb(chosen, observer.note, observer.training)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
@@ -187,6 +192,18 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         write_run_record(folder, finished, trained.failures, outcome, Took(seconds, trained.rungs))
         write_report(folder)
         return StudyOutcome(folder, document, outcome, tuple(trained.failures), seconds)
+
+
+def ask_trust(problem: Problem, folder: Path, observer: Observer, *, members: int) -> dict[str, Any]:
+    """The trust report of a study, going on from whatever its folder holds.
+
+    Raises:
+        InfeasibleBudget: no member of the space keeps the budget.
+        TrustFailed: too few members could be trained.
+        ConfigError: another driver holds the study, or the report that led it is gone.
+    """
+    with driver_lock(folder), study_log(folder), closing(_executor(problem)) as executor:
+        return trust_report(problem, folder, executor, check_budget(problem), observer, members=members)
 
 
 def _extended(record: StudyFile, problem: Problem, folder: Path, observer: Observer) -> StudyFile:

@@ -2,10 +2,16 @@
 
 from evaluators.early import EarlySettings, look_early
 from evaluators.evaluator import Outcome
+from evaluators.first_look import look_with_proxies
 from nas.problem import DataKey, dataset
 from searchspace.spec import ArchSpec
 
 
-def early_job(spec: ArchSpec, data: DataKey, settings: EarlySettings, seed: int) -> Outcome:
-    """The first look at a candidate."""
-    return look_early(spec, dataset(data).at(spec.input_shape[1]), settings, seed)
+def early_job(
+    spec: ArchSpec, data: DataKey, settings: EarlySettings, seed: int, proxies: tuple[str, ...] = ()
+) -> Outcome:
+    """The first look at a candidate, with what the proxies say that its score is made of."""
+    splits = dataset(data).at(spec.input_shape[1])
+    if proxies:
+        return look_with_proxies(spec, splits, settings, seed, proxies)
+    return look_early(spec, splits, settings, seed)

@@ -47,7 +47,10 @@ def give_dataset(key: DataKey, data: Dataset) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a search works on."""
+    """What a search works on.
+
+    `leading` is the name of the score; `proxies` are asked at the first look for it.
+    """
 
     settings: StudySettings
     target: Target
@@ -55,6 +58,8 @@ class Problem:
     task: Task
     data: DataKey
     score: Score
+    leading: str
+    proxies: tuple[str, ...]
     costs: StaticCosts
 
 
@@ -77,6 +82,8 @@ def resolve(settings: StudySettings, folder: Path | None = None) -> Problem:
         task,
         data,
         SCORES[settings.score],
+        settings.score,
+        (),
         StaticCosts(target),
     )
 

@@ -15,6 +15,8 @@ from nas.front_picture import COLOURS, front_picture, svg
 from nas.members import read_front
 from nas.run_record import read_run_record
 from nas.settings import RUN_SETTINGS, StudyFile, StudySettings, read_study_file
+from nas.trust_members import read_trust
+from nas.trust_table import TRUST_TITLES, trust_rows, what_it_rests_on
 
 REPORT = "report.html"
 
@@ -63,14 +65,19 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         ConfigError: the study has no front, or no finished run on record.
     """
-    text = page(read_front(folder), read_study_file(folder), read_run_record(folder))
+    text = page(read_front(folder), read_study_file(folder), read_run_record(folder), read_trust(folder))
     path = out or folder / REPORT
     write_atomically(path, text)
     return path
 
 
-def page(document: Mapping[str, Any], record: StudyFile, run: Mapping[str, Any]) -> str:
-    """The report as HTML, of front.json, study.yaml and run.json."""
+def page(
+    document: Mapping[str, Any],
+    record: StudyFile,
+    run: Mapping[str, Any],
+    trust: Mapping[str, Any] | None = None,
+) -> str:
+    """The report as HTML, of front.json, study.yaml, run.json and, where there is one, the trust report."""
     finalists = run["finalists"]
     on_front = {each["trial"] for each in document["members"]}
     sections = [
@@ -90,7 +97,8 @@ def page(document: Mapping[str, Any], record: StudyFile, run: Mapping[str, Any])
         f"<p>{_text(worth(document))}</p>",
         *_measured(finalists),
         "<h2>How far the early scores can be trusted</h2>",
-        *_trust(finalists, record.score),
+        *(_trust_report(trust, record) if trust is not None else []),
+        *_trust(finalists, record.leading),
         "<h2>What it took</h2>",
         *_took(run),
         "<h2>Limits of these figures</h2>",
@@ -119,7 +127,7 @@ def _asked(record: StudyFile) -> list[tuple[str, str]]:
         ("networks", f"space {record.space}, genes: {genes}"),
         (
             "search",
-            f"{record.trials} candidates by {record.sampler}, scored by {record.score} after "
+            f"{record.trials} candidates by {record.sampler}, scored by {record.leading} after "
             f"{record.iterations} iterations",
         ),
         ("training", f"{record.finalists} finalists, {record.epochs} epochs, {record.layouts} layouts each"),
@@ -174,6 +182,15 @@ def _measured(finalists: Sequence[Mapping[str, Any]]) -> list[str]:
     if gains:
         told += f" As they were trained, unfused, they take {sum(gains) / len(gains):.2f} times as long on average."
     return [_table(titles, rows), f"<p>{_text(told)}</p>"]
+
+
+def _trust_report(trust: Mapping[str, Any], record: StudyFile) -> list[str]:
+    led = f"The search was led by {record.led_by}." if record.led_by else "The search was led by its own score."
+    return [
+        f"<p>{_text(trust['why'][0].upper() + trust['why'][1:])}. {_text(led)}</p>",
+        _table(TRUST_TITLES, trust_rows(trust)),
+        f'<p class="note">{_text(what_it_rests_on(trust))}</p>',
+    ]
 
 
 _SCORE_SIGN = {"loss": -1.0}

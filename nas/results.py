@@ -42,6 +42,10 @@ class ResultStore:
         """What was found, or None."""
         return self._known.get(key)
 
+    def count(self, fidelity: str) -> int:
+        """How many architectures were looked at so."""
+        return sum(key.fidelity == fidelity for key in self._known)
+
     def add(self, key: Key, found: Outcome | Mapping[str, Any], spec: ArchSpec | None = None) -> None:
         """Remembers a finding for good; a later one of the same takes its place.
 

@@ -33,6 +33,8 @@ DurationText = Annotated[str, _with_unit(duration_s)]
 Gene = str | int | float | bool
 # One value fixes a gene, several restrict it.
 GeneValues = Gene | list[Gene]
+# With fewer trained members the interval of a correlation is as wide as the scale.
+LEAST_TRUSTED = 12
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -41,16 +43,25 @@ class StudySettings(BaseModel):
 
     `trials` counts evaluated candidates, not proposals that the budget rejects. `start` is what is proposed before the
     sampler proposes: the fastest member of the space, and with `published` also the published networks that keep the
-    budget. `contenders` begin to be trained, None for twice as many as there are finalists, and the best of them become
-    finalists; `training_time` is what that may take, and where it is short fewer are trained. `layouts` is how many
-    PBConv layouts each tries before it trains (seed 001 uses 10), `layout_scope` what shares one, and `layout_score`
-    whether the largest dispersion wins or its largest increase. `data_limit` is the largest number of training images.
-    `genes` narrows the space: a gene, or several by a pattern such as `stage*.kernel`, held to one value or to a list.
+    budget. `trust` members are trained for `trust_epochs` before the search to see which score should lead it: None for
+    where `time` allows it, 0 for never. `contenders` begin to be trained, None for twice as many as there are
+    finalists, and the best of them become finalists; `training_time` is what that may take, and where it is short fewer
+    are trained. `layouts` is how many PBConv layouts each tries before it trains (seed 001 uses 10), `layout_scope`
+    what shares one, and `layout_score` whether the largest dispersion wins or its largest increase. `data_limit` is the
+    largest number of training images. `genes` narrows the space: a gene, or several by a pattern such as
+    `stage*.kernel`, held to one value or to a list.
     `cpus_per_trial` are the cores of an evaluation, whose whole number is also its threads; `gpus_per_trial` is what
     Ray sets aside for it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("trust")
+    @classmethod
+    def _enough_to_say_anything(cls, members: int | None) -> int | None:
+        if members is not None and 0 < members < LEAST_TRUSTED:
+            raise ValueError(f"at least {LEAST_TRUSTED} members, or 0 for no trust report, got {members}")
+        return members
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     target: str
@@ -64,6 +75,8 @@ class StudySettings(BaseModel):
     score: str = "dispersion"
     trials: Positive = 40
     time: DurationText | None = None
+    trust: Annotated[int, Field(ge=0)] | None = None
+    trust_epochs: Positive = 4
     evaluation_time: DurationText = "10m"
     iterations: Positive = 20
     finalists: Positive = 4
@@ -147,7 +160,8 @@ class StudyFile(StudySettings):
     """A study as it is kept: its settings and what they were resolved to when it began.
 
     `accepted_tables` and `earlier_budgets` are those that the study had before, where the user went on under another.
-    `channels` and `classes` are those of the images; None where a study began before they were kept.
+    `channels` and `classes` are those of the images; None where a study began before they were kept. `led_by` is what a
+    trust report put in the place of the score, None where there was none.
     """
 
     created: str
@@ -158,6 +172,12 @@ class StudyFile(StudySettings):
     earlier_budgets: list[str] = []
     channels: int | None = None
     classes: int | None = None
+    led_by: str | None = None
+
+    @property
+    def leading(self) -> str:
+        """The name of the score that leads the search."""
+        return self.led_by or self.score
 
     @property
     def durable_name(self) -> str:

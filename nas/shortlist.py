@@ -41,7 +41,13 @@ def shortlist(evaluated: Sequence[Evaluated], count: int, leading: str) -> list[
 
 
 def _points(scored: Sequence[Evaluated], view: str) -> list[Point]:
-    return [(SCORES[view].value(known(candidate)), candidate.cost.latency.value_ms) for candidate in scored]
+    """A name that is none of the scores' is that of the one that led."""
+    points = []
+    for candidate in scored:
+        assert candidate.score is not None
+        value = SCORES[view].value(known(candidate)) if view in SCORES else candidate.score
+        points.append((value, candidate.cost.latency.value_ms))
+    return points
 
 
 def known(candidate: Evaluated) -> Mapping[str, float]:

@@ -196,17 +196,19 @@ class Search:
             shared = record.model_copy(update={"storage": None})
             describe(self._durable, record.storage, shared.model_dump_json())
 
-    def run(self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None]) -> SearchOutcome:
+    def run(
+        self, fastest: Mapping[str, Gene], on_progress: Callable[[Progress], None], *, spent_s: float = 0.0
+    ) -> SearchOutcome:
         """Searches until the study has its trials, its time is up, or nothing new fits the budget.
 
         `fastest` are genes known to keep the budget; they are proposed first, so that there is always a feasible trial,
-        and published networks that keep it after them.
+        and published networks that keep it after them. `spent_s` of its time are gone already.
 
         Raises:
             ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
         """
         settings = self._problem.settings
-        deadline = None if settings.time_s is None else time.monotonic() + settings.time_s
+        deadline = None if settings.time_s is None else time.monotonic() + settings.time_s - spent_s
         self._ground.fastest = fastest
         self._enqueue_starts()
         asked, ended = 0, "all trials done"
@@ -251,7 +253,7 @@ class Search:
         for pending in self._window:
             if pending.outcome is None and id(pending) not in out:
                 proposal = pending.proposal
-                arguments = (proposal.spec, self._problem.data, early, settings.seed)
+                arguments = (proposal.spec, self._problem.data, early, settings.seed, self._problem.proxies)
                 handle = self._executor.submit(
                     Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
                 )

@@ -49,7 +49,7 @@ class Plot:
 def search_chart(live: Live, link: Callable[[int], str]) -> Markup:
     """Every candidate's score against its expected latency; at least one has to be on the front."""
     assert live.overview.record is not None
-    budget_ms, title = live.overview.record.budget_ms, live.overview.record.score
+    budget_ms, title = live.overview.record.budget_ms, live.overview.record.leading
     points = [each for each in live.points if each.score is not None]
     on_front = set(live.front)
     marks = [

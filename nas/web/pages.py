@@ -354,7 +354,7 @@ def _front_table(live: Live, link: Callable[[int], str]) -> Markup:
     by_number = {each.number: each for each in live.points}
     shown = [by_number[number] for number in live.front]
     rows = [_front_row(each, link) for each in shown]
-    titles = ("candidate", live.overview.record.score, "expected", "at most", "tier")
+    titles = ("candidate", live.overview.record.leading, "expected", "at most", "tier")
     return element(
         "details",
         element("summary", f"The front of the search as a table ({len(live.front)})", id="front-table"),

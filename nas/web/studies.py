@@ -338,7 +338,7 @@ def _best(record: StudyFile, scored: Sequence[Point], trained: Sequence[TrainedP
         return f"{100 * first.accuracy:.1f} % at {first.latency_ms:.3g} ms"
     if scored:
         best = max(scored, key=_score)
-        return f"{record.score} {_score(best):.4g} at {best.latency_ms:.3g} ms"
+        return f"{record.leading} {_score(best):.4g} at {best.latency_ms:.3g} ms"
     return "-"
 
 

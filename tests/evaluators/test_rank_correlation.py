@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from evaluators.rank_correlation import bootstrap, chance, kendall, ranks, spearman
+from evaluators.rank_correlation import (
+    bootstrap,
+    chance,
+    drawn_cases,
+    interval,
+    kendall,
+    kendall_drawn,
+    ranks,
+    spearman,
+    spearman_drawn,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,3 +81,23 @@ def test_the_bootstrap_repeats_itself_and_leaves_out_what_is_not_defined():
 
     assert bootstrap(statistic, 3, samples=50) == bootstrap(statistic, 3, samples=50)
     assert bootstrap(lambda cases: None, 3) is None
+
+
+def test_correlations_of_draws_are_those_of_each_draw():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 5, 9).astype(float), rng.random(9)
+    draws = drawn_cases(9, samples=50, seed=3)
+    draws[7] = 4  # one case nine times over
+    for whole, drawn in ((spearman, spearman_drawn), (kendall, kendall_drawn)):
+        found = drawn(first, second, draws)
+        for places, value in zip(draws, found, strict=True):
+            expected = whole(first[places].tolist(), second[places].tolist())
+            assert math.isnan(value) if expected is None else value == pytest.approx(expected)
+        assert math.isnan(found[7])
+    assert set(draws.flatten()) == set(range(9))
+
+
+def test_an_interval_leaves_out_what_is_no_number():
+    values = np.array([np.nan, *np.arange(101.0)])
+    assert interval(values, share=0.9) == pytest.approx((5.0, 95.0))
+    assert interval(np.array([np.nan])) is None

@@ -32,6 +32,8 @@ EVERYTHING = {
     "score": "1e3",
     "trials": 7,
     "time": "90s",
+    "trust": 30,
+    "trust_epochs": 6,
     "iterations": 3,
     "contenders": 7,
     "finalists": 2,

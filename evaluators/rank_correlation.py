@@ -116,4 +116,6 @@ def _ranks_drawn(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _quotient(product: npt.NDArray[np.float64], squares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.divide(product, np.sqrt(squares), out=np.full(len(product), np.nan), where=squares > 0)
+    found = np.full(len(product), np.nan)
+    np.divide(product, np.sqrt(squares), out=found, where=squares > 0)
+    return found

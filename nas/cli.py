@@ -134,7 +134,10 @@ def build_parser() -> _Parser:
 
     trust = add("trust", _trust, "how far proxies rank the networks of a space on some data, against multiply-adds")
     trust.add_argument(
-        "study", nargs="?", help="a study that is there, or a study file; flags say the rest as for search"
+        "name",
+        nargs="?",
+        metavar="STUDY",
+        help="a study that is there, or a study file; flags say the rest as for search",
     )
     for flag, kind, text in _SETTING_FLAGS:
         trust.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
@@ -356,7 +359,7 @@ def _search(options: argparse.Namespace) -> int:
 def _trust(options: argparse.Namespace) -> int:
     from nas.trust_command import trust
 
-    return trust(options.study, _settings_given(options), _view(options))
+    return trust(options.name, _settings_given(options), _view(options))
 
 
 def _settings_given(options: argparse.Namespace) -> dict[str, Any]:

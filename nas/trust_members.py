@@ -35,7 +35,7 @@ TRUST = "trust.json"
 MEMBERS, TIME_SHARE = 24, 0.2
 
 # Random members for each that is chosen.
-DRAWS_EACH = 40
+DRAWS_EACH = 15
 
 
 class TrustFailed(Exception):

@@ -155,6 +155,12 @@ def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | Non
     return _write_folder(folder, asked, bench, time_s)
 
 
+def possible_jobs(profile: Profile) -> set[str]:
+    """The jobs that `prepare` may write for a profile."""
+    checks = {job for subject in profile.checks for job in _rounds(subject)}
+    return {SENTINEL} | checks | {f"l-{subject.name}" for subject in profile.learning}
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     id: str

@@ -1,5 +1,6 @@
 """Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
 
+import logging
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,7 +14,7 @@ from hardware.job_folder import load_jobs
 from hardware.job_results import JobResults, has_results, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
-from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, prepare
+from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, possible_jobs, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import (
@@ -31,6 +32,8 @@ from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
 from searchspace.spaces import space_named
 from searchspace.spec import deploy_id
+
+logger = logging.getLogger(__name__)
 
 OnMeasured = Callable[[int, int, float], None]
 
@@ -105,6 +108,7 @@ def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str
     profile = profile_of(space, described.fusion_rules)
     count = max(20, round(wanted.time_s / EXPECTED_S))
     folder = job_folder(wanted, described)
+    _put_others_aside(folder, profile)
     known = len(load_results(folder).timings) if has_results(folder) else 0
     # What was asked for before stays in the list: a device may bring results of it at any time.
     asked = {job.id for job in load_jobs(folder).jobs} if (folder / JOBS).exists() else set()
@@ -113,6 +117,18 @@ def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str
     short = Profile(profile.learning[:learning], profile.checks[:checks], profile.rules)
     bench = Bench(described.runtime, wanted.threads, None, RUNTIMES[described.runtime].write_timed)
     return folder, prepare(short, folder, bench, time_s=wanted.time_s)
+
+
+def _put_others_aside(folder: Path, profile: Profile) -> None:
+    """Keeps what was measured of networks that the space has no longer under another name, out of the way."""
+    jobs, samples = folder / JOBS, folder / SAMPLES
+    if not jobs.exists() or {job.id for job in load_jobs(folder).jobs} <= possible_jobs(profile):
+        return
+    jobs.unlink()
+    if samples.exists():
+        aside = folder / f"other-networks-{SAMPLES}"
+        samples.replace(aside)
+        logger.warning("the networks of %s are others now; begun anew, what was measured is in %s", folder.name, aside)
 
 
 def _last(subjects: Sequence[Subject], kind: str, asked: Collection[str]) -> int:

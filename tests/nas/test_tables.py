@@ -15,6 +15,7 @@ import yaml
 from hardware import board, kernel_fit, profiling
 from hardware.job_folder import load_jobs
 from hardware.profiled_table import read_table
+from hardware.profiling import Profile
 from hardware.runtimes import RUNTIMES
 from hardware.targets import boards_folder, described_target, host_identity, load_target, table_path
 from nas import profile_command, tables
@@ -358,6 +359,21 @@ def test_networks_of_a_space_are_always_the_same_and_checks_are_not_learnt_from(
     assert len(names) == 6
     assert not names & {each.name for each in first.learning}
     assert {each.graph.input_shape[0] for each in first.checks} == {1, 3}
+
+
+def test_what_was_measured_of_other_networks_is_kept_aside(nas, device, monkeypatch, caplog):
+    assert nas(*HOST)[0] == DONE
+    (samples,) = Path("cache").rglob("samples.jsonl")
+    before = samples.read_bytes()
+    # The space has changed: what checked it is gone.
+    profile = tables.profile_of(space_named("edge-small"), RULES)
+    changed = Profile(profile.learning, profile.checks[1:], RULES)
+    monkeypatch.setattr(tables, "profile_of", lambda space, rules: changed)
+    code, out, err = nas(*HOST, "--json")
+    assert code == DONE, err
+    assert json.loads(out)["certificates"]["edge-small"]["networks"] == 5
+    assert (samples.parent / "other-networks-samples.jsonl").read_bytes() == before
+    assert "the networks of edge-small are others now" in caplog.text
 
 
 def test_a_lost_connection_is_not_remembered_as_a_way(nas, device):

@@ -11,6 +11,7 @@ from evaluators.proxies import PROXIES, choose_mix, mean_ranks, rank_mix
 from evaluators.rank_correlation import bootstrap, kendall, spearman
 
 HERE = Path(__file__).parent
+STEPS, LONGER_STEPS = 96, 288
 BANDS, SPLITS, SAMPLES = 4, 200, 2000
 MIX = "mix, chosen on the other members"
 WIDTH, ROW, LEFT = 640, 20, 220
@@ -19,9 +20,9 @@ Run = dict[str, Any]
 Statistic = Callable[[Sequence[float], Sequence[float]], float | None]
 
 
-def runs(seed: int) -> list[Run]:
+def runs(seed: int, steps: int = STEPS) -> list[Run]:
     lines = [json.loads(line) for line in (HERE / "runs.jsonl").read_text().splitlines()]
-    return [each for each in lines if each["seed"] == seed]
+    return [each for each in lines if (each["seed"], each["steps"]) == (seed, steps)]
 
 
 def reached(run: Run, share: float = 1.0) -> float:
@@ -163,6 +164,28 @@ def settled(found: list[Run]) -> str:
     return "\n".join(lines)
 
 
+def longer(found: list[Run], columns: dict[str, list[float]]) -> str:
+    """The same for the members that were trained longer as well."""
+    by_id = {each["spec_id"]: each for each in runs(0, LONGER_STEPS)}
+    places = [place for place, each in enumerate(found) if each["spec_id"] in by_id]
+    if len(places) < 5:
+        return "none was trained longer"
+    short = [reached(found[place]) for place in places]
+    half, end = ([reached(by_id[found[place]["spec_id"]], share) for place in places] for share in (0.5, 1.0))
+    rows = [
+        f"{len(places)} members, {STEPS} steps against {LONGER_STEPS}: Spearman {text(spearman, short, end)}",
+        f"half of {LONGER_STEPS} steps against their end: Spearman {text(spearman, half, end)}",
+        f"accuracies from {min(end):.3f} to {max(end):.3f}",
+        "",
+        f"| proxy | Spearman with {STEPS} steps | with {LONGER_STEPS} |",
+        "|---|---|---|",
+    ]
+    own = {name: [column[place] for place in places] for name, column in columns.items()}
+    for name, values in sorted(own.items(), key=lambda each: -(spearman(each[1], end) or 0)):
+        rows.append(f"| {name} | {text(spearman, values, short)} | {text(spearman, values, end)} |")
+    return "\n".join(rows)
+
+
 def figure(columns: dict[str, list[float]], truth: list[float]) -> str:
     """A point and an interval for each proxy."""
     order = sorted(columns, key=lambda name: -(spearman(columns[name], truth) or 0))
@@ -202,7 +225,7 @@ def main() -> None:
     print(f"{len(found)} members; proxies that failed on one: {', '.join(failed) or 'none'}\n\n{settled(found)}\n")
     print(halves(columns, truth), f"chosen on all: {', '.join(choose_mix(columns, truth))}", sep="\n", end="\n\n")
     columns[MIX] = left_out(columns, truth)
-    print(table(found, columns), against(columns, truth), sep="\n\n")
+    print(table(found, columns), against(columns, truth), longer(found, columns), sep="\n\n")
     (HERE / "figure.svg").write_text(figure(columns, truth))
 
 

@@ -1,6 +1,6 @@
 """Asks every proxy for members of `edge-small`, and trains them, to see which ranks them as training does.
 
-    python studies/proxy_rank/run.py [--members 60] [--steps 96] [--again 15]
+    python studies/proxy_rank/run.py [--members 60] [--steps 96] [--again 15] [--first 60]
 
 Members are drawn evenly over the logarithm of their multiply-adds, asked by every proxy, and trained on Fashion-MNIST
 with the recipe of the library. A quarter of them train from a second seed. What was recorded is not done again. One
@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--members", type=int, default=60)
     parser.add_argument("--steps", type=int, default=96)
+    parser.add_argument("--first", type=int, default=None, help="only so many members; with other steps, to compare")
     parser.add_argument("--again", type=int, default=15, help="members that train from a second seed")
     parser.add_argument("--runs", type=Path, default=RUNS)
     options = parser.parse_args()
@@ -102,7 +103,7 @@ def main() -> None:
     members = drawn_members(options.members)
     lines = map(json.loads, options.runs.read_text().splitlines()) if options.runs.exists() else ()
     done = {(each["spec_id"], each["seed"]) for each in lines if each["steps"] == options.steps}
-    for seed, chosen in ((0, members), (1, members[: options.again])):
+    for seed, chosen in ((0, members[: options.first]), (1, members[: options.again])):
         for spec, genes in chosen:
             if (spec_id(spec), seed) in done:
                 continue

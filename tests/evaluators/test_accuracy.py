@@ -17,6 +17,12 @@ def test_four_images_by_hand():
     assert calibration_error(confidence, right) == pytest.approx((0.7 + 0 + 0.3) / 4)
 
 
+def test_a_bin_holds_its_upper_end():
+    # 0.6 is 9/15 and belongs to the bin of 0.55, where it makes up for it; in the next one both would count alone.
+    confidence, right = torch.tensor([0.6, 0.55], dtype=torch.float64), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert calibration_error(confidence, right) == pytest.approx(abs(0.6 + 0.55 - 1) / 2)
+
+
 def test_who_is_as_often_right_as_sure_is_calibrated():
     confidence = torch.full((10,), 0.7, dtype=torch.float64)
     assert calibration_error(confidence, torch.tensor([1.0] * 7 + [0.0] * 3).double()) == pytest.approx(0, abs=1e-12)

@@ -31,6 +31,7 @@ def test_norms_get_the_statistics_of_the_averaged_weights():
     for scale in (1.0, 3.0):
         network[0].weight.data.fill_(scale)
         average.update(network)
+    network(torch.full((5, 1, 3, 3), 100.0))  # what other weights made of other images must not count
     images = torch.randn(21, 1, 3, 3)
     found = with_average(network, average, images, batch_size=10)
     # Weights 1 and 3; two whole batches of ten, the last image in neither; the variance is each batch's own.

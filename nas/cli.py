@@ -299,6 +299,7 @@ _SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("epochs", int, "epochs to train each finalist"),
     ("training-time", str, "train no more candidates than fit into so long, such as 10m"),
     ("workers", int, "processes or Ray tasks at a time"),
+    ("window", int, "candidates that may be out at once; twice the workers keeps them busy. Part of what a study is"),
     ("backend", str, "local for processes, ray, or inline for this process"),
     ("ray-address", str, "a Ray cluster that runs already: HOST:PORT, or auto for one on this machine"),
     ("cpus-per-trial", float, "cores of an evaluation, whose whole number is also its threads"),

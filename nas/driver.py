@@ -161,7 +161,10 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
         InfeasibleBudget: no member of the space keeps the budget; found before any trial.
         ConfigError: another driver holds the study, or it does not repeat itself.
     """
-    with driver_lock(folder), study_log(folder), closing(_executor(problem)) as executor:
+    with driver_lock(folder) as before, study_log(folder), closing(_executor(problem)) as executor:
+        if before.isdigit():
+            said = f"process {before} drove the study last and was ended; what it had out is evaluated again"
+            logger.warning("%s", said)
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)  # before a change of the budget is written down
@@ -170,6 +173,11 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             led = with_trust(problem, folder, record, executor, fastest, observer)
             problem, record = led.problem, led.record
         with _timed(seconds, "search"):
+            if problem.settings.workers > problem.settings.window:
+                observer.note(
+                    f"{problem.settings.workers} workers, but only {problem.settings.window} candidates may be out at "
+                    "once in this study; a new one with a larger --window uses them all"
+                )
             search = Search(problem, folder, executor, record)
             search.describe(record)
             outcome = search.run(fastest, observer.searching, spent_s=seconds["trust"])

@@ -17,6 +17,9 @@ from nas.rungs import rungs_for
 
 STUDY_FILE = "study.yaml"
 
+# How many candidates may be out at once. Part of what a study is: another number would give other proposals.
+WINDOW = 8
+
 
 def _with_unit(read: Callable[[str], float]) -> BeforeValidator:
     """Keeps a quantity as people write it, once it is known to be one."""
@@ -50,8 +53,9 @@ class StudySettings(BaseModel):
     what shares one, and `layout_score` whether the largest dispersion wins or its largest increase. `data_limit` is the
     largest number of training images. `genes` narrows the space: a gene, or several by a pattern such as
     `stage*.kernel`, held to one value or to a list.
-    `cpus_per_trial` are the cores of an evaluation, whose whole number is also its threads; `gpus_per_trial` is what
-    Ray sets aside for it.
+    `window` is how many candidates may be out at once, so more workers than that have nothing to do; the sampler knows
+    as many results less when it proposes. `cpus_per_trial` are the cores of an evaluation, whose whole number is also
+    its threads; `gpus_per_trial` is what Ray sets aside for it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,6 +91,7 @@ class StudySettings(BaseModel):
     epochs: Positive = 12
     training_time: DurationText | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    window: Positive = WINDOW
     threads: Positive = 1
     runtime: str | None = None
     storage: str | None = None

@@ -50,10 +50,11 @@ class StorageLost(Exception):
 
 
 @contextmanager
-def driver_lock(folder: Path) -> Iterator[None]:
+def driver_lock(folder: Path) -> Iterator[str]:
     """Holds the study: a second driver is refused. The system drops the lock of a process that died.
 
-    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed.
+    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed. What it
+    said before is given; empty where nobody ever held the study.
 
     Raises:
         ConfigError: another process drives the study.
@@ -67,9 +68,11 @@ def driver_lock(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"study {folder.name}: one driver at a time, process {holder} is running it; wait for it or stop it"
             ) from error
+        file.seek(0)
+        before = file.read().strip()
         _replace(file, str(os.getpid()))
         try:
-            yield
+            yield before
         except KeyboardInterrupt:
             _replace(file, STOPPED)
             raise

@@ -1,7 +1,7 @@
 """The one loop: ask, evaluate the cheapest first, tell, remember; and the same again when a study is resumed.
 
-A study repeats itself. Proposal n follows from the seed and from the results of the first n - WINDOW proposals, however
-many workers there are and whichever of them is quicker, because results are told in the order of asking. So a resumed
+A study repeats itself. Proposal n follows from the seed and from the results of the first n - `window` proposals,
+however many workers there are and whichever is quicker, because results are told in the order of asking. So a resumed
 study is run again from its beginning with the remembered results in place of evaluations, which takes as long as the
 sampler takes to propose, from milliseconds to two tenths of a second per trial, and then simply goes on; nothing of the
 sampler's state needs to be kept.
@@ -40,9 +40,6 @@ from searchspace.space import gene_options
 from searchspace.spec import ArchSpec, spec_id
 
 logger = logging.getLogger(__name__)
-
-# How many candidates may be out at once. Part of what a study is: another number would give other proposals.
-WINDOW = 8
 
 # More failures than half of so many candidates in a row end a search.
 FAILURES_AMONG = 50
@@ -213,7 +210,7 @@ class Search:
         self._enqueue_starts()
         asked, ended = 0, "all trials done"
         while True:
-            while asked < settings.trials and len(self._window) < WINDOW:
+            while asked < settings.trials and len(self._window) < settings.window:
                 if deadline is not None and time.monotonic() > deadline:
                     ended, asked = f"time is up ({settings.time})", settings.trials
                     break

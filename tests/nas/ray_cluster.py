@@ -11,6 +11,7 @@ def main():
     os.environ |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_worker_niceness": "0",  # on a busy machine its 15 is for ever
         # Both nodes where nobody else can reach them; the driver joins the one at its own address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }

@@ -3,6 +3,7 @@
 A driver is a child of this process, forked and not started anew, so that ten of them take seconds.
 """
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -17,12 +18,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.cli import BROKE, DONE, main
-from nas.storage import driver_lock, open_study
+from nas.cli import BROKE, DONE, INTERRUPTED, main
+from nas.storage import LOCK, STOPPED, driver_lock, open_study
 from nas.study import RESULTS, Search
-from tests.nas.conftest import FormulaExecutor, StudyExecutor, formula
+from tests.nas.conftest import FormulaExecutor, Stopped, StudyExecutor, formula
 
 TRIALS = 20
+
+# Runs that are interrupted twice in a row.
+TWICE = 10
 
 # So many that ten killed drivers do not come to the end of them.
 KILLED, MANY = 10, 48
@@ -81,6 +85,78 @@ def test_drivers_that_are_killed_at_random_moments_lose_nothing(tmp_path, drive,
     kept = open_study(tmp_path, "study", None).get_trials(deepcopy=False)
     assert [trial.user_attrs["arch"] for trial in kept] == [each.arch_id for each in whole]
     assert [each["arch"] for each in whole_lines(tmp_path / RESULTS)][: len(reported)] == reported
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_that_is_interrupted_twice_ends_in_one_line_and_goes_on(tmp_path, monkeypatch, fastest, sent):
+    from nas import driver
+
+    class Slow(StudyExecutor):
+        def __init__(self):
+            super().__init__()
+            answer, self._answer = self._answer, lambda asked: (time.sleep(0.005), answer(asked))[1]
+
+    monkeypatch.setattr(driver, "check_budget", lambda problem: fastest)
+    monkeypatch.setattr(driver, "_executor", lambda problem: Slow())
+
+    def run():
+        with (tmp_path / "err").open("w") as err:
+            os.dup2(err.fileno(), 2)
+            sys.stderr = err
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            code = main([*SEARCH, "--trials", str(MANY), "--out", str(tmp_path)])
+            err.flush()
+            os._exit(code)
+
+    rng = random.Random(1)
+    for number in range(TWICE):
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+        results = tmp_path / "mine" / RESULTS
+        before = len(whole_lines(results))
+        while process.is_alive() and len(whole_lines(results)) < before + 1:
+            time.sleep(0.001)
+        for _ in range(2):
+            os.kill(process.pid, sent)
+            time.sleep(rng.uniform(0, 0.01))
+        process.join()
+        assert process.exitcode == INTERRUPTED, f"{number}: {(tmp_path / 'err').read_text()}"
+        assert "Traceback" not in (tmp_path / "err").read_text()
+        assert (tmp_path / "mine" / LOCK).read_text() == STOPPED
+    last = multiprocessing.get_context("fork").Process(target=run)
+    last.start()
+    last.join()
+    assert last.exitcode == DONE, (tmp_path / "err").read_text()
+    found = [each["arch"] for each in whole_lines(results) if each["fidelity"] == "early"]
+    assert len(found) == len(set(found)) == MANY
+
+
+def test_a_clock_that_jumps_changes_nothing(run_search, changed, monkeypatch):
+    whole = run_search(FormulaExecutor(), "whole", changed(trials=TRIALS)).evaluated
+    true_time, rng = time.time, random.Random(2)
+    moment = [0.0]
+
+    class JumpingDate(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.fromtimestamp(time.time(), tz)
+
+    def jumping():
+        moment[0] = rng.choice((-1, 1)) * rng.choice((3_600, 86_400, 10 * 365 * 86_400))
+        return true_time() + moment[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    for name in ("optuna.storages._in_memory", "optuna.storages.journal._storage"):
+        monkeypatch.setattr(f"{name}.datetime", JumpingDate)
+    own = changed(trials=TRIALS, time="1h")
+    with pytest.raises(Stopped):
+        run_search(FormulaExecutor(stop_after=7), own_problem=own)
+    outcome = run_search(FormulaExecutor(), own_problem=own)
+    assert outcome.evaluated == whole
+    assert outcome.ended == "all trials done", "an hour is an hour"
+    assert moment[0] != 0, "somebody asked for the time"
+    kept = open_study(run_search.folder / "study", "study", None).get_trials(deepcopy=False)
+    assert [trial.user_attrs["arch"] for trial in kept] == [each.arch_id for each in whole]
 
 
 @contextmanager

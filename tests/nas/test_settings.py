@@ -47,6 +47,7 @@ EVERYTHING = {
     "runtime": "~",
     "storage": "sqlite:////tmp/a b.db?x=1",
     "workers": 9,
+    "window": 20,
     "backend": "ray",
     "ray_address": "10.0.0.1:6379",
     "cpus_per_trial": 2.0,

@@ -18,8 +18,9 @@ from evaluators.scores import SCORES
 from hardware.strict_yaml import ConfigError
 from nas import proposals, sampling
 from nas.jobs import early_job
+from nas.settings import WINDOW
 from nas.storage import open_study
-from nas.study import RESULTS, WINDOW, EvaluationsBroken, InfeasibleBudget, Search, TooManyFailures, check_budget
+from nas.study import RESULTS, EvaluationsBroken, InfeasibleBudget, Search, TooManyFailures, check_budget
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hardware.kernels import Kernel
 from hardware.least_squares import nonnegative_least_squares
-from hardware.ncnn_layers import AMOUNTS, Formula, Work, instructions, layers_of, work
+from hardware.ncnn_layers import AMOUNTS, Formula, Work, families_above, instructions, is_known, layers_of, work
 from hardware.strict_yaml import ConfigError
 
 Array = npt.NDArray[np.float64]
@@ -41,10 +41,14 @@ def counted_works(kernels: Iterable[tuple[Kernel, float]]) -> tuple[list[Work], 
 
 
 def fit_formula(works: Sequence[Work], counts: Array) -> dict[str, tuple[float, ...]]:
-    """Instructions per amount for each family, with the smallest relative error on the counts."""
+    """Instructions per amount for each family, with the smallest relative error on the counts.
+
+    A family that is part of another has coefficients of its own where enough of it was counted.
+    """
     return {
         family: _fit(np.array([works[index].amounts for index in members]), counts[members])
         for family, members in _families(works).items()
+        if len(members) >= 2 * FOLDS or "/" not in family
     }
 
 
@@ -71,7 +75,8 @@ def check_formula(works: Sequence[Work], counts: Array) -> dict[str, FamilyError
 def _families(works: Sequence[Work]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for index, each in enumerate(works):
-        rows.setdefault(each.family, []).append(index)
+        for family in families_above(each.family):
+            rows.setdefault(family, []).append(index)
     return rows
 
 
@@ -97,7 +102,7 @@ def _distinct_columns(matrix: Array) -> list[int]:
 def expected_instructions(kernel: Kernel, formula: Formula) -> float:
     """About how many instructions a kernel takes, without its layers of families that nobody has counted yet."""
     works = map(work, layers_of(kernel))
-    return sum(instructions(each, formula) for each in works if each.family in formula)
+    return sum(instructions(each, formula) for each in works if is_known(each.family, formula))
 
 
 def formula_text(formula: Formula, errors: Mapping[str, FamilyError]) -> str:

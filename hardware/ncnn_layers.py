@@ -16,7 +16,7 @@ with packed layout:
 - A 1x1 convolution of a vector (what a global pool leaves) is an inner product.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
@@ -93,7 +93,11 @@ Formula = Mapping[str, tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The code path that a layer takes, and its `AMOUNTS`."""
+    """The code path that a layer takes, and its `AMOUNTS`.
+
+    A family may have parts behind slashes, such as `convkxk/3x3s2/packed`: what has no data of its own goes by the
+    families above it.
+    """
 
     family: str
     amounts: tuple[float, ...]
@@ -116,9 +120,22 @@ def work(layer: Layer) -> Work:
     return _WORK.get(layer.kind, _elementwise_work)(layer)
 
 
+def families_above(family: str) -> Iterator[str]:
+    """The family itself, and what it is part of, the narrowest first."""
+    while family:
+        yield family
+        family = family.rpartition("/")[0]
+
+
+def is_known(family: str, formula: Formula) -> bool:
+    """Whether the formula has data for the family, or for one that it is part of."""
+    return any(each in formula for each in families_above(family))
+
+
 def instructions(work: Work, formula: Formula) -> float:
     """About how many instructions the work takes; `formula` must know its family."""
-    return sum(coefficient * amount for coefficient, amount in zip(formula[work.family], work.amounts, strict=True))
+    coefficients = next(formula[each] for each in families_above(work.family) if each in formula)
+    return sum(coefficient * amount for coefficient, amount in zip(coefficients, work.amounts, strict=True))
 
 
 def moved_bytes(layer: Layer) -> int:
@@ -162,6 +179,8 @@ def _dense_conv_work(layer: Layer) -> Work:
         read = prod(layer.in_shape)
     else:
         family = "convkxk" if packed_in else {(3, 3): "stem3", (7, 7): "stem7"}.get(layer.kernel, "stem")
+        channels = "packed" if packed_in else str(in_channels) if in_channels in (1, 3) else "odd"
+        family += f"/{layer.kernel[0]}x{layer.kernel[1]}s{layer.stride}/{channels}"
         read = in_channels * prod(layer.kernel) * positions
     return Work(
         family,
@@ -276,6 +295,13 @@ def _pool_work(layer: Layer) -> Work:
     )
 
 
+def _copy_work(layer: Layer) -> Work:
+    copied = _elementwise_work(layer)
+    along = "channels" if layer.in_shape[1:] == layer.out_shape[1:] else "rows"
+    packed = layer.in_shape[0] % PACK == 0 == layer.out_shape[0] % PACK
+    return replace(copied, family=f"{layer.kind}/{along}/{'packed' if packed else 'odd'}")
+
+
 def _elementwise_work(layer: Layer) -> Work:
     amounts = _amounts(
         written=prod(layer.out_shape),
@@ -296,6 +322,8 @@ _WORK: Mapping[str, Callable[[Layer], Work]] = {
     "fc_unpacked": _fc_work,
     "max_pool": _pool_work,
     "average_pool": _pool_work,
+    "Concat": _copy_work,
+    "Crop": _copy_work,
 }
 
 

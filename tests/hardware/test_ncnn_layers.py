@@ -6,7 +6,7 @@ import pytest
 
 from hardware.kernels import Kernel
 from hardware.latency_table import Tier
-from hardware.ncnn_layers import AMOUNTS, layers_of, work
+from hardware.ncnn_layers import AMOUNTS, Work, families_above, instructions, is_known, layers_of, work
 from hardware.ops import (
     Activation,
     Add,
@@ -99,7 +99,7 @@ def test_every_operation_takes_time_and_says_why_it_is_known(op, shapes, threads
 def test_the_formula_knows_every_family(op, shapes):
     formula = load_target("rk3288").latency_model.formula
     for layer in layers_of(kernel_of(op, shapes)):
-        assert work(layer).family in formula
+        assert is_known(work(layer).family, formula)
 
 
 def amount(op, shapes, name):
@@ -124,3 +124,21 @@ def test_products_are_costed_by_their_multiply_adds(op, shapes, macs):
 def test_twice_the_matrices_are_twice_the_multiply_adds():
     one, two = (amount(MatMul(), [(stack, 8, 8), (stack, 8, 35)], "macs") for stack in (1, 2))
     assert two == 2 * one
+
+
+def test_a_family_without_data_goes_by_what_it_is_part_of():
+    assert list(families_above("a/b/c")) == ["a/b/c", "a/b", "a"]
+    amounts = tuple(float(name == "calls") for name in AMOUNTS)
+    formula = {"a": tuple(10 * each for each in amounts), "a/b": tuple(20 * each for each in amounts)}
+    assert [instructions(Work(family, amounts), formula) for family in ("a/b/c", "a/b", "a/x", "a")] == [20, 20, 10, 10]
+
+
+def test_a_convolution_is_of_the_family_of_its_kernel_stride_and_channels():
+    (odd,) = layers_of(kernel_of(Conv(16, (5, 5), 2, (2, 2)), [(6, 8, 8)]))
+    (packed,) = layers_of(kernel_of(Conv(16, (3, 3), 2, (1, 1)), [(8, 8, 8)]))
+    (grey,) = layers_of(kernel_of(Conv(16, (3, 3), 1, (1, 1)), [(1, 8, 8)]))
+    assert [work(layer).family for layer in (odd, packed, grey)] == [
+        "stem/5x5s2/odd",
+        "convkxk/3x3s2/packed",
+        "stem3/3x3s1/1",
+    ]

@@ -26,7 +26,7 @@ from tests.nas.conftest import FormulaExecutor, Stopped, StudyExecutor, formula
 TRIALS = 20
 
 # Runs that are interrupted twice in a row.
-TWICE = 6
+TWICE = 4
 
 # So many that ten killed drivers do not come to the end of them.
 KILLED, MANY = 10, 48

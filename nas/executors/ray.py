@@ -224,7 +224,7 @@ def _init(**options: Any) -> Any:
 
 
 def _into_log(data: Any, ignore_prefix: bool = False) -> None:
-    logger.info("ray: %s", " ".join(" ".join(data["lines"]).split()))
+    logger.info("ray: %s", " ".join(" ".join(data["lines"]).split())[:300])
 
 
 def _joined(address: str, baggage: Baggage) -> Any:

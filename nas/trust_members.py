@@ -163,9 +163,8 @@ class TrustRun:
         for place in places:
             if self._results.get(self._key(place)) is None:
                 arguments = (self._plan(place), self._problem.settings.seed)
-                job = Job(
-                    f"trust {spec_id(place.spec)}", trust_job, arguments, self._problem.settings.evaluation_time_s
-                )
+                # No limit, as for finalists: those that take long must not be missing.
+                job = Job(f"trust {spec_id(place.spec)}", trust_job, arguments)
                 out[self._executor.submit(job)] = place
         on_done(len(places) - len(out))
         while out:

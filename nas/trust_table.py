@@ -47,9 +47,10 @@ def what_it_rests_on(report: Mapping[str, Any]) -> str:
     trained: Sequence[Mapping[str, Any]] = report["trained"]
     proxy_s, training_s = (sum(each[name] for each in trained) for name in ("proxy_seconds", "seconds"))
     silent = f" Not every member has a value of {', '.join(report['incomplete'])}." if report["incomplete"] else ""
+    failed = f" {len(report['failures'])} more could not be trained." if report["failures"] else ""
     return (
         f"{report['members']} members, each trained for {report['epochs']} epochs from one seed and judged on "
         f"{report['images']} validation images; better half: the {-(-report['members'] // 2)} of highest accuracy. "
         f"Intervals are 95 %, from drawing the members anew. The mix is judged by leave-one-out. All proxies together "
-        f"took {proxy_s:.0f} s, the trainings {training_s:.0f} s, over all workers.{silent}"
+        f"took {proxy_s:.0f} s, the trainings {training_s:.0f} s, over all workers.{silent}{failed}"
     )

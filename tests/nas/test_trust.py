@@ -21,7 +21,7 @@ from nas.run_record import read_run_record
 from nas.settings import read_study_file
 from nas.trust import FALLBACK, MIX, judged, leading_score
 from nas.trust_members import Allowance, TrustFailed, TrustRun, read_trust, spread_members, trust_job
-from nas.trust_table import TRUST_TITLES, trust_rows
+from nas.trust_table import TRUST_TITLES, trust_rows, what_it_rests_on
 from searchspace.spec import spec_id
 from tests.nas.conftest import Stopped, StudyExecutor, formula, share
 
@@ -240,6 +240,7 @@ def test_members_that_fail_are_counted_and_too_many_end_it(trusting):
 
     report = trusting(TrustExecutor(answer))
     assert (report["members"], report["failures"]) == (12, ["no", "no"])
+    assert what_it_rests_on(report).endswith(" 2 more could not be trained.")
     with pytest.raises(TrustFailed, match=r"0 of 14 members could be trained, at least 12 .* the first failure: never"):
         trusting(TrustExecutor(lambda spec: Failure("never")), seed=1)
 

@@ -44,6 +44,25 @@ def runs() -> list[Run]:
     return [json.loads(line) for line in (HERE / "runs.jsonl").read_text().splitlines()]
 
 
+def averaged(found: list[Run]) -> list[Run]:
+    """One run for each layout: every number is the mean over the layout's seeds."""
+    by_layout: defaultdict[str, list[Run]] = defaultdict(list)
+    for run in found:
+        if run["layout"] != PLAIN:
+            by_layout[run["layout"]].append(run)
+    return [_mean(each) for each in by_layout.values()]
+
+
+def _mean(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {name: _mean([each[name] for each in values]) for name in values[0]}
+    if isinstance(values[0], list):
+        return [_mean(list(each)) for each in zip(*values, strict=True)]
+    if isinstance(values[0], str) or len(set(values)) == 1:
+        return values[0]
+    return statistics.mean(values)
+
+
 def interval(statistic: Callable[..., float | None], first: Sequence[float], second: Sequence[float]) -> str:
     """A correlation with its bootstrap interval."""
     found = statistic(first, second)
@@ -141,10 +160,10 @@ def panel(found: list[Run], sign: Callable[[Run], float], title: str, left: floa
 def main() -> None:
     """Prints the tables and writes figure.svg."""
     found = runs()
-    first = [run for run in found if run["seed"] == 0 and run["layout"] != PLAIN]
-    print(noise(found), correlations(first), agreement(first), searches(first), sep="\n\n")
+    mean = averaged(found)
+    print(noise(found), correlations(mean), agreement(mean), searches(mean), sep="\n\n")
     signs = list(SIGNS.items())
-    panels = [panel(first, *reversed(signs[index]), index_left) for index, index_left in ((0, 0), (2, WIDTH))]
+    panels = [panel(mean, *reversed(signs[index]), left) for index, left in ((0, 0), (2, WIDTH))]
     (HERE / "figure.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
         f'font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n{chr(10).join(panels)}\n</svg>\n'

@@ -18,6 +18,7 @@ from hardware.profiled_table import ProfiledTable, TableIdentity, empty_table, w
 from hardware.published import read_published
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import Row
+from hardware.target_tables import targets_table, with_table
 from hardware.targets import (
     board_table_path,
     described_target,
@@ -182,6 +183,12 @@ def test_a_published_row_without_what_it_needs_is_refused(
     file.write_text(text.replace(old, new, 1))
     with pytest.raises(ConfigError, match=re.escape(message)):
         read_published(file)
+
+
+def test_the_readme_has_the_table_of_targets_as_they_are() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert "| `rk3399-a53` |" in readme
+    assert with_table(readme, targets_table(targets.TARGETS_FOLDER)) == readme, "run `nas calibrate --write`"
 
 
 def measured(identity: TableIdentity, ms: float = 0.25) -> ProfiledTable:

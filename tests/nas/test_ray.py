@@ -251,11 +251,14 @@ def found_in(folder):
     assert max(Counter(names).values()) == 1, "evaluated twice"
     trials = open_study(folder / "mine", "mine", None).get_trials(deepcopy=False)
     attributes = [{key: value for key, value in each.user_attrs.items() if key != "seconds"} for each in trials]
+    members = json.loads((folder / "mine" / "front.json").read_text())["members"]
+    for member in members:
+        del member["proxy"]["seconds"]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {
         "trials": [(each.number, each.state, each.params, each.values) for each in trials],
         "attributes": attributes,
-        "members": json.loads((folder / "mine" / "front.json").read_text())["members"],
+        "members": members,
         "files": [name for name in files if not name.endswith(".lock")],
     }
 

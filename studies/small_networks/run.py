@@ -55,9 +55,10 @@ def main() -> None:
     for row in found:
         each = dict(zip(COLUMNS, row, strict=True))
         if each["used"] and each["calibrates"]:
+            bias = float(str(each["small_bias_percent"]))
             print(
                 f"| `{each['target']}` | {each['threads']} | {each['left_out_percent']} % | "
-                f"{each['small_percent']} % | {float(str(each['small_bias_percent'])):+.1f} % | {each['least_ratio']} to {each['most_ratio']} |"
+                f"{each['small_percent']} % | {bias:+.1f} % | {each['least_ratio']} to {each['most_ratio']} |"
             )
     print("\n| model | one thread: smallest third, bias | several threads: smallest third, bias |\n|---|---|---|")
     calibrating = {(row[0], row[1]) for row in found if row[3] and row[4]}

@@ -76,7 +76,7 @@ class StudySettings(BaseModel):
     genes: dict[str, GeneValues] = {}
     sampler: Literal["nsga2", "nsga3", "tpe", "random", "evolution", "surrogate"] = "surrogate"
     start: Literal["published", "fastest"] = "published"
-    score: str = "dispersion"
+    score: str = "loss"
     trials: Positive = 40
     time: DurationText | None = None
     trust: Annotated[int, Field(ge=0)] | None = None

@@ -51,7 +51,7 @@ def stored_rows(text):
 def test_the_studies_of_the_storage_are_listed_with_what_it_knows_of_them(elsewhere):
     rows = {name: (number, row) for number, name, row in stored_rows(elsewhere.get("/").text)}
     assert set(rows) == {"shared", "a/foreign &lt;one&gt;"}
-    for words in ("elsewhere", "rk3288", "100ms", "9 of 9", "dispersion"):
+    for words in ("elsewhere", "rk3288", "100ms", "9 of 9", "loss"):
         assert words in rows["shared"][1]
     assert "not begun by this program" in rows["a/foreign &lt;one&gt;"][1]
 

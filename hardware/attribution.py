@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hardware.cost import BYTES_PER_FLOAT
 from hardware.graph import DeployGraph
-from hardware.kernels import FusionRule, fuse, fused_chains, is_vector, moved_elements, weight_elements
+from hardware.kernels import FusionRule, fuse, fused_chains, moved_elements, reuse_class, weight_elements
 from hardware.onnx_model import OUTPUT_NAME
 from hardware.ops import GlobalPool, label
 from hardware.table_fit import KernelTrace
@@ -71,7 +71,7 @@ def attributed(
             count,
             BYTES_PER_FLOAT * weight_elements(kernel),
             BYTES_PER_FLOAT * moved_elements(kernel),
-            is_vector(kernel),
+            reuse_class(kernel),
         )
         for kernel, time_ms, count in zip(fuse(graph, rules), times, launches, strict=True)
     )

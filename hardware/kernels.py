@@ -5,6 +5,7 @@ operations cost one by one. Which neighbours fuse is data of the target, not cod
 """
 
 import itertools
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -63,9 +64,21 @@ class Kernel:
         )
 
 
-def is_vector(kernel: Kernel) -> bool:
-    """Whether it is a convolution of a map of one pixel: each weight is used once, and reading them is all it does."""
-    return isinstance(kernel.ops[0], Conv) and kernel.in_shapes[0][1:] == (1, 1)
+# Kernels are classed by how often they use each weight: up to so many times, or more.
+REUSE_EDGES = (1, 4, 9, 16, 36, 64, 150)
+REUSE_CLASSES = len(REUSE_EDGES) + 1
+
+
+def reuse_class(kernel: Kernel) -> int:
+    """How often the kernel uses each of its weights, which is what decides whether it waits for them.
+
+    A dense convolution uses a weight once at each position of its result. Whatever else there is has few weights, if
+    any, and is of the last class.
+    """
+    first, (_, _, shape) = kernel.ops[0], next(steps(kernel))
+    if not isinstance(first, Conv) or first.groups != 1:
+        return len(REUSE_EDGES)
+    return bisect_left(REUSE_EDGES, prod(shape[1:]))
 
 
 def steps(kernel: Kernel) -> Iterator[tuple[Op, tuple[Shape, ...], Shape]]:

@@ -4,6 +4,7 @@ Two kinds of table answer: a calibrated model, which is here, and a table of mea
 ever answers zero for what it does not know.
 """
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,7 +13,7 @@ from typing import Annotated, Protocol
 from pydantic import Field
 
 from hardware.cost import BYTES_PER_FLOAT
-from hardware.kernels import Kernel, is_vector, moved_elements, weight_elements
+from hardware.kernels import REUSE_CLASSES, Kernel, moved_elements, reuse_class, weight_elements
 from hardware.ncnn_layers import Formula, instructions, layers_of, moved_bytes, thread_group, work
 
 
@@ -56,14 +57,13 @@ class Latency:
 class KernelSums:
     """Kernels taken together: their time, what decides from how far away their values come, and the worst tier.
 
-    vector_ms is the part of kernels that use each weight once; moved_bytes are what kernels read and write, weights
-    apart; extrapolated_ms is the part of kernels of that tier.
+    by_reuse_ms is the time by `reuse_class`; moved_bytes are what kernels read and write, weights apart;
+    extrapolated_ms is the part of kernels of that tier.
     """
 
     total_ms: float = 0.0
-    vector_ms: float = 0.0
+    by_reuse_ms: tuple[float, ...] = (0.0,) * REUSE_CLASSES
     weight_bytes: int = 0
-    vector_weight_bytes: int = 0
     moved_bytes: int = 0
     tier: Tier = Tier.measured
     extrapolated_ms: float = 0.0
@@ -71,9 +71,8 @@ class KernelSums:
     def __add__(self, other: "KernelSums") -> "KernelSums":
         return KernelSums(
             self.total_ms + other.total_ms,
-            self.vector_ms + other.vector_ms,
+            tuple(map(operator.add, self.by_reuse_ms, other.by_reuse_ms)),
             self.weight_bytes + other.weight_bytes,
-            self.vector_weight_bytes + other.vector_weight_bytes,
             self.moved_bytes + other.moved_bytes,
             worst_tier((self.tier, other.tier)),
             self.extrapolated_ms + other.extrapolated_ms,
@@ -98,6 +97,11 @@ class LatencyModel(Protocol):
         """What a network of such kernels takes."""
 
 
+def of_class(time_ms: float, reuse: int) -> tuple[float, ...]:
+    """A time as `KernelSums.by_reuse_ms` has it."""
+    return tuple(time_ms if index == reuse else 0.0 for index in range(REUSE_CLASSES))
+
+
 def kernel_sums(model: LatencyModel, kernels: Iterable[Kernel]) -> KernelSums:
     """What the model says of the kernels, taken together.
 
@@ -107,13 +111,10 @@ def kernel_sums(model: LatencyModel, kernels: Iterable[Kernel]) -> KernelSums:
     total = KernelSums()
     for kernel in kernels:
         latency = model.kernel(kernel)
-        weight_bytes = BYTES_PER_FLOAT * weight_elements(kernel)
-        single = is_vector(kernel)
         total += KernelSums(
             latency.value_ms,
-            latency.value_ms if single else 0.0,
-            weight_bytes,
-            weight_bytes if single else 0,
+            of_class(latency.value_ms, reuse_class(kernel)),
+            BYTES_PER_FLOAT * weight_elements(kernel),
             BYTES_PER_FLOAT * moved_elements(kernel),
             latency.tier,
             latency.value_ms if latency.tier is Tier.extrapolated else 0.0,

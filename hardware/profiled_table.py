@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hardware.kernel_fit import KernelFit
-from hardware.kernels import Kernel
+from hardware.kernels import REUSE_CLASSES, Kernel
 from hardware.latency_table import (
     KernelLatency,
     KernelSums,
@@ -112,9 +112,8 @@ class OverheadsHeader(BaseModel):
 
     start_ms: NotNegative
     watching_ms: NotNegative
-    weights_ms_per_mb: Steps
+    growth: Annotated[tuple[Steps, ...], Field(min_length=REUSE_CLASSES, max_length=REUSE_CLASSES)]
     moved_ms_per_mb: Steps
-    vector_growth: Steps
 
 
 class FactorHeader(BaseModel):

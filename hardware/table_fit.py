@@ -3,26 +3,29 @@
 Sums of kernels timed alone lie from 0.5 to 2.6 times the network: an input has to be brought into the runtime's layout
 and weights are always in the cache. So kernels are timed where they stand, in whole networks, and taken apart:
 
-    whole = (start + sum over kernels of (warm + dearer weights + dearer values)) * factor for the kind of network
-    traced kernel = launches * watching + warm + dearer weights + dearer values
+    whole = (start + sum over kernels of (warm * growth + dearer values)) * factor for the kind of network
+    traced kernel = launches * watching + (warm + dearer values) * growth
 
 `watching` is what the runtime's own clock adds to each launch, `start` what a run costs that launches nothing. Weights
-and values that fit a cache together are read from it; the larger the network, the more of them come from further away,
-at a price per megabyte that the same kernel in small and in large networks shows. A kernel that uses each weight once
-grows by a factor instead. What is left between whole networks and their sums is for `whole_fit`.
+and values that fit a cache together are read from it; the larger the network, the more of them come from further away.
+How much longer kernels take for it, the same kernel shows in small and in large networks: those that use a weight once
+wait for all of theirs, those that use it at a hundred positions hardly, so that each `reuse_class` grows in a way of
+its own with the weights of the whole network. Values cost more per megabyte the more of them are moved. What is left
+between whole networks and their sums is for `whole_fit`.
 """
 
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from hardware.kernel_fit import FLOOR_MS
+from hardware.kernels import REUSE_CLASSES
 from hardware.latency_table import KernelSums
 from hardware.least_squares import nonnegative_least_squares
 from hardware.whole_fit import MEGABYTE, Learnt, NetworkFactor, kernel_factors, network_factor
@@ -49,7 +52,7 @@ class KernelTrace:
     launches: int
     weight_bytes: int
     moved_bytes: int
-    is_vector: bool = False
+    reuse: int = REUSE_CLASSES - 1
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,10 @@ class NetworkTrace:
 
     def sums(self, kernel_ms: Mapping[str, float]) -> KernelSums:
         """Its kernels taken together, if each takes so long."""
-        vectors = [kernel for kernel in self.kernels if kernel.is_vector]
-        return KernelSums(
-            sum(kernel_ms[kernel.key] for kernel in self.kernels),
-            sum(kernel_ms[kernel.key] for kernel in vectors),
-            self.weight_bytes,
-            sum(kernel.weight_bytes for kernel in vectors),
-            self.moved_bytes,
-        )
+        by_reuse_ms = [0.0] * REUSE_CLASSES
+        for kernel in self.kernels:
+            by_reuse_ms[kernel.reuse] += kernel_ms[kernel.key]
+        return KernelSums(sum(by_reuse_ms), tuple(by_reuse_ms), self.weight_bytes, self.moved_bytes)
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -96,32 +95,26 @@ NO_STEPS = (0.0,) * (len(KNOTS_MB) - 1)
 class Overheads:
     """What a network takes beyond its kernels; the tuples hold a step for each stretch between KNOTS_MB.
 
-    weights_ms_per_mb is what a megabyte of weights costs more the more of them the network has, moved_ms_per_mb the
-    same of what kernels read and write. vector_growth is for kernels that use each weight once: the logarithm of the
-    factor by which they take longer.
+    growth has for each `reuse_class` the logarithm of the factor by which its kernels take longer the more weights the
+    network has; moved_ms_per_mb is what a megabyte that kernels read and write costs more the more is moved in all.
     """
 
     start_ms: float
     watching_ms: float
-    weights_ms_per_mb: tuple[float, ...] = NO_STEPS
+    growth: tuple[tuple[float, ...], ...] = (NO_STEPS,) * REUSE_CLASSES
     moved_ms_per_mb: tuple[float, ...] = NO_STEPS
-    vector_growth: tuple[float, ...] = NO_STEPS
 
     def network_ms(self, sums: KernelSums) -> float:
         """The part of a network's time that no kernel is asked for."""
-        weights_mb, moved_mb = sums.weight_bytes / MEGABYTE, sums.moved_bytes / MEGABYTE
-        by_weights = float(_steps(weights_mb) @ np.array(self.weights_ms_per_mb))
+        moved_mb = sums.moved_bytes / MEGABYTE
         by_moving = float(_steps(moved_mb) @ np.array(self.moved_ms_per_mb))
-        return (
-            self.start_ms
-            + (weights_mb - sums.vector_weight_bytes / MEGABYTE) * by_weights
-            + moved_mb * by_moving
-            + sums.vector_ms * (self.vector_factor(sums) - 1)
-        )
+        grown_ms = float((self.growth_factors(sums.weight_bytes) - 1) @ np.array(sums.by_reuse_ms))
+        return self.start_ms + moved_mb * by_moving + grown_ms
 
-    def vector_factor(self, sums: KernelSums) -> float:
-        """How many times as long kernels that use each weight once take in such a network."""
-        return math.exp(float(_steps(sums.weight_bytes / MEGABYTE) @ np.array(self.vector_growth)))
+    def growth_factors(self, weight_bytes: int) -> npt.NDArray[np.floating]:
+        """How many times as long kernels take, by `reuse_class`, in a network with so many bytes of weights."""
+        factors: npt.NDArray[np.floating] = np.exp(np.array(self.growth) @ _steps(weight_bytes / MEGABYTE))
+        return factors
 
 
 @dataclass(frozen=True)
@@ -156,9 +149,11 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
             networks[kernel.key].add(trace.name)
             own_ms = max(kernel.traced_ms - kernel.launches * watching_ms, FLOOR_MS / 10)
             seen[kernel.key].append(_Sighting(own_ms, kernel, trace.weight_bytes, trace.moved_bytes))
-    by_weights, by_moving = _prices([each for each in seen.values() if not each[0].kernel.is_vector])
-    growth = _growth([each for each in seen.values() if each[0].kernel.is_vector])
-    overheads = Overheads(start_ms, watching_ms, by_weights, by_moving, growth)
+    growth = tuple(
+        _growth([each for each in seen.values() if each[0].kernel.reuse == reuse]) for reuse in range(REUSE_CLASSES)
+    )
+    grown = Overheads(start_ms, watching_ms, growth)
+    overheads = replace(grown, moved_ms_per_mb=_price_of_moving(list(seen.values()), grown))
     warm_ms = {key: [_warm_ms(each, overheads) for each in sightings] for key, sightings in seen.items()}
     medians = {key: statistics.median(values) for key, values in warm_ms.items()}
     factors, prior = kernel_factors([_learnt(trace, medians, overheads) for trace in traces])
@@ -174,10 +169,10 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
 def _learnt(trace: NetworkTrace, kernel_ms: Mapping[str, float], overheads: Overheads) -> Learnt:
     sums = trace.sums(kernel_ms)
     overhead_ms = overheads.network_ms(sums)
-    longer = overheads.vector_factor(sums)
+    longer = overheads.growth_factors(sums.weight_bytes)
     by_kernel_ms: dict[str, float] = defaultdict(float)
     for kernel in trace.kernels:
-        by_kernel_ms[kernel.key] += kernel_ms[kernel.key] * (longer if kernel.is_vector else 1.0)
+        by_kernel_ms[kernel.key] += kernel_ms[kernel.key] * float(longer[kernel.reuse])
     return Learnt(trace.whole_ms, sums, overhead_ms, by_kernel_ms)
 
 
@@ -201,13 +196,14 @@ class _Sighting:
 
 def _warm_ms(sighting: _Sighting, overheads: Overheads) -> float:
     """What the kernel would take in a network that fits every cache."""
-    kernel = sighting.kernel
-    if kernel.is_vector:
-        growth = float(sighting.weight_steps @ np.array(overheads.vector_growth))
-        return max(sighting.own_ms * math.exp(-growth), FLOOR_MS / 10)
-    dearer_ms = kernel.weight_bytes / MEGABYTE * float(sighting.weight_steps @ np.array(overheads.weights_ms_per_mb))
-    dearer_ms += kernel.moved_bytes / MEGABYTE * float(sighting.moved_steps @ np.array(overheads.moved_ms_per_mb))
-    return max(sighting.own_ms - dearer_ms, FLOOR_MS / 10)
+    moved_mb = sighting.kernel.moved_bytes / MEGABYTE
+    dearer_ms = moved_mb * float(sighting.moved_steps @ np.array(overheads.moved_ms_per_mb))
+    return max(_ungrown_ms(sighting, overheads) - dearer_ms, FLOOR_MS / 10)
+
+
+def _ungrown_ms(sighting: _Sighting, overheads: Overheads) -> float:
+    growth = float(sighting.weight_steps @ np.array(overheads.growth[sighting.kernel.reuse]))
+    return sighting.own_ms * math.exp(-growth)
 
 
 @lru_cache(maxsize=4096)
@@ -237,30 +233,23 @@ def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, n
     return float(start), float(watching), kept
 
 
-def _prices(kernels: Sequence[Sequence[_Sighting]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What megabytes of weights, and of what is moved, cost more in larger networks, from kernels seen in several."""
+def _price_of_moving(kernels: Sequence[Sequence[_Sighting]], overheads: Overheads) -> tuple[float, ...]:
+    """What megabytes that are moved cost more in larger networks, from kernels seen in several."""
     rows, goals = [], []
     for sightings in kernels:
         if len(sightings) < FEWEST_SIGHTINGS:
             continue
-        kernel = sightings[0].kernel
-        times = np.array([each.own_ms for each in sightings])
-        steps = np.array(
-            [
-                np.concatenate([kernel.weight_bytes * each.weight_steps, kernel.moved_bytes * each.moved_steps])
-                for each in sightings
-            ]
-        )
+        times = np.array([_ungrown_ms(each, overheads) for each in sightings])
+        steps = np.array([each.kernel.moved_bytes * each.moved_steps for each in sightings])
         # Within one kernel, whatever that takes; noise grows with the root of the time.
         weight = 1 / np.sqrt(times.mean())
         rows.append((steps - steps.mean(axis=0)) * weight / MEGABYTE)
         goals.append((times - times.mean()) * weight)
-    found = _nonnegative_steps(rows, goals, 2 * len(NO_STEPS))
-    return tuple(found[: len(NO_STEPS)]), tuple(found[len(NO_STEPS) :])
+    return tuple(_nonnegative_steps(rows, goals, len(NO_STEPS)))
 
 
 def _growth(kernels: Sequence[Sequence[_Sighting]]) -> tuple[float, ...]:
-    """By which factor kernels that use each weight once take longer in larger networks, as steps of its logarithm."""
+    """By which factor kernels of one class take longer in networks with more weights, as steps of its logarithm."""
     rows, goals = [], []
     for sightings in kernels:
         if len(sightings) < FEWEST_SIGHTINGS:

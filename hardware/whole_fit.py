@@ -7,7 +7,8 @@ network that was learnt from, is taken for a Gaussian process of two parts, each
     log(whole / sum) = over kernels, share of the sum * logarithm of the kernel's factor + g(kind of network) + noise
 
 Factors of a family have a part in common, one that like kernels share, and one that is the kernel's own. g is smooth
-in what a network is like as a whole: its time, its weights, what it moves, how much of it is in kernels of one pixel.
+in what a network is like as a whole: its time, its weights, what it moves, how much of it is in kernels that use each
+weight once.
 """
 
 import math
@@ -87,7 +88,7 @@ def position(sums: KernelSums, overhead_ms: float) -> tuple[float, ...]:
         math.log(total_ms),
         math.log(sums.weight_bytes / MEGABYTE + 1e-3),
         math.log(sums.moved_bytes / MEGABYTE + 1e-3),
-        sums.vector_ms / total_ms,
+        sums.by_reuse_ms[0] / total_ms,
         overhead_ms / total_ms,
     )
 

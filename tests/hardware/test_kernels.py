@@ -1,7 +1,9 @@
 """Which operations run as one kernel."""
 
+import pytest
+
 from hardware.graph import GraphBuilder
-from hardware.kernels import fuse
+from hardware.kernels import REUSE_EDGES, fuse, reuse_class
 from hardware.ops import (
     Activation,
     Add,
@@ -94,3 +96,32 @@ def test_keys_tell_apart_the_ways_to_cut_and_rearrange():
     assert len(set(keys)) == len(keys)
     assert keys[0] == "slice(6x6x6 a0 0:3)"
     assert key(Concat(1), 3) == "concat(6x6x6,6x6x6,6x6x6 a1)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "conv", "uses"),
+    [
+        ((4, 1, 1), Conv(8, (1, 1), 1, (0, 0)), 1),
+        ((4, 2, 2), Conv(8, (1, 1), 1, (0, 0)), 4),
+        ((4, 3, 3), Conv(8, (3, 3), 2, (1, 1)), 4),
+        ((4, 5, 1), Conv(8, (1, 1), 1, (0, 0)), 5),
+        ((4, 8, 8), Conv(8, (1, 1), 1, (0, 0)), 64),
+        ((4, 9, 9), Conv(8, (3, 3), 1, (1, 1)), 81),
+        ((4, 32, 32), Conv(8, (1, 1), 1, (0, 0)), 1024),
+    ],
+)
+def test_a_convolution_uses_a_weight_once_for_each_position_of_its_result(shape, conv, uses):
+    graph = GraphBuilder(shape)
+    graph.add("conv", conv, graph.input)
+    (kernel,) = fuse(graph.build(), RULES)
+    reuse = reuse_class(kernel)
+    below = REUSE_EDGES[reuse - 1] if reuse else 0
+    above = REUSE_EDGES[reuse] if reuse < len(REUSE_EDGES) else 10**9
+    assert below < uses <= above
+
+
+def test_what_is_no_dense_convolution_has_few_weights_to_wait_for():
+    graph = GraphBuilder((4, 1, 1))
+    x = graph.add("depthwise", Conv(4, (1, 1), 1, (0, 0), groups=4), graph.input)
+    graph.add("pool", GlobalPool(), x)
+    assert {reuse_class(kernel) for kernel in fuse(graph.build(), RULES)} == {len(REUSE_EDGES)}

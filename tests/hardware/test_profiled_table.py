@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hardware.kernels import Kernel
-from hardware.latency_table import KernelSums, Tier, UnmeasuredKernel
+from hardware.kernels import REUSE_CLASSES, Kernel
+from hardware.latency_table import KernelSums, Tier, UnmeasuredKernel, of_class
 from hardware.ops import Activation, Add, Conv, GlobalPool
 from hardware.profiled_table import (
     Certificate,
@@ -18,7 +18,7 @@ from hardware.profiled_table import (
     write_table,
 )
 from hardware.strict_yaml import ConfigError
-from hardware.table_fit import KNOTS_MB, Overheads, Row, TableFit
+from hardware.table_fit import KNOTS_MB, NO_STEPS, Overheads, Row, TableFit
 from hardware.whole_fit import NetworkFactor
 
 POINTWISE = Kernel((Conv(16, (1, 1)), Activation("relu")), ((8, 4, 5),), (16, 4, 5))
@@ -50,11 +50,11 @@ CERTIFICATE = Certificate(
     noise_within_5_percent=99.0,
     worst=(Miss(network="n", measured_ms=1.0, predicted_ms=1.2),),
 )
-# From 1 to 2 MB of weights, the price of a megabyte rises by 0.25 ms, and kernels that use each once double their time;
-# from 1 to 2 MB that kernels move, the price of one rises by 0.125 ms.
-WEIGHTS = tuple(0.25 if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
-MOVED = tuple(each / 2 for each in WEIGHTS)
-GROWTH = tuple(math.log(2.0) if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
+# From 1 to 2 MB of weights, kernels that use each once double their time; from 1 to 2 MB that kernels move, the price
+# of one rises by 0.125 ms.
+DOUBLES = tuple(math.log(2.0) if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
+GROWTH = (DOUBLES, *[NO_STEPS] * (REUSE_CLASSES - 1))
+MOVED = tuple(0.125 if knot == 1.0 else 0.0 for knot in KNOTS_MB[:-1])
 # Far from every network here, so that it multiplies by 1.
 FACTOR = NetworkFactor((9.0,) * 5, (0.1,) * 5, ((0.0,) * 5, (1.0,) * 5), (0.5, -0.25))
 
@@ -65,7 +65,7 @@ def _table(**changes: object) -> ProfiledTable:
         IDENTITY,
         "2025-01-01",
         {"load_before": [0.1, 0.2]},
-        TableFit(rows, Overheads(0.125, 0.002, WEIGHTS, MOVED, GROWTH), FACTOR, 4),
+        TableFit(rows, Overheads(0.125, 0.002, GROWTH, MOVED), FACTOR, 4),
         {},
         {"edge-small": CERTIFICATE},
         {"abc": "the runtime says no"},
@@ -137,14 +137,11 @@ MB = 2**20
 @pytest.mark.parametrize(
     ("sums", "more_ms"),
     [
-        (KernelSums(1.0, weight_bytes=MB // 2), 0.0),
-        (KernelSums(1.0, weight_bytes=MB), 0.0),
-        (KernelSums(1.0, weight_bytes=3 * MB // 2), 1.5 * 0.125),
-        (KernelSums(1.0, weight_bytes=2 * MB), 0.5),
-        (KernelSums(1.0, weight_bytes=10 * MB), 2.5),
-        (KernelSums(1.0, weight_bytes=10 * MB, vector_weight_bytes=4 * MB), 1.5),
-        (KernelSums(1.0, vector_ms=0.4, weight_bytes=2 * MB, vector_weight_bytes=2 * MB), 0.4),
-        (KernelSums(1.0, vector_ms=0.4, weight_bytes=MB), 0.0),
+        (KernelSums(1.0, of_class(1.0, 0), weight_bytes=MB), 0.0),
+        (KernelSums(1.0, of_class(1.0, 0), weight_bytes=3 * MB // 2), 2**0.5 - 1),
+        (KernelSums(1.0, of_class(0.4, 0), weight_bytes=2 * MB), 0.4),
+        (KernelSums(1.0, of_class(0.4, 0), weight_bytes=10 * MB), 0.4),
+        (KernelSums(1.0, of_class(1.0, 1), weight_bytes=10 * MB), 0.0),
         (KernelSums(1.0, moved_bytes=MB), 0.0),
         (KernelSums(1.0, moved_bytes=4 * MB), 0.5),
     ],

@@ -1,20 +1,30 @@
 """What is put into traces comes out of them: times of kernels, the start, the price of watching and of cold weights."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hardware.latency_table import KernelSums
-from hardware.table_fit import KNOTS_MB, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
+from hardware.kernels import REUSE_CLASSES, REUSE_EDGES
+from hardware.latency_table import KernelSums, of_class
+from hardware.table_fit import KNOTS_MB, NO_STEPS, KernelTrace, NetworkTrace, Overheads, TableFit, fit_table
 from hardware.whole_fit import MEGABYTE
 
 START_MS, WATCHING_MS = 0.05, 0.004
 
 
-def cold_ms_per_mb(weights_mb: float) -> float:
-    """Free up to 2 MB; then the price of a megabyte rises to 0.05 ms at 4 and 0.15 ms at 8 MB, and stays there."""
-    return float(np.interp(weights_mb, [2.0, 4.0, 8.0], [0.0, 0.05, 0.15]))
+# How often a map of 8x8 uses each weight of a pointwise convolution: at 64 positions.
+POINTWISE = REUSE_EDGES.index(64)
+
+
+def growth(weights_mb: float) -> float:
+    """Nothing up to 2 MB of weights; pointwise convolutions then take 1.5 times as long at 4 and 2.5 at 8 MB."""
+    return math.exp(float(np.interp(weights_mb, [2.0, 4.0, 8.0], [0.0, math.log(1.5), math.log(2.5)])))
+
+
+def reuse_of(key: str) -> int:
+    return POINTWISE if "k1x1" in key else REUSE_CLASSES - 1
 
 
 def kernels(rng: np.random.Generator) -> dict[str, tuple[float, int]]:
@@ -43,11 +53,11 @@ def networks(
     traces = []
     for index in range(count):
         keys = [str(key) for key in rng.choice(list(known), size=int(rng.integers(4, 26)))]
-        price = cold_ms_per_mb(sum(known[key][1] for key in keys) / MEGABYTE)
-        true_ms = [known[key][0] + price * known[key][1] / MEGABYTE for key in keys]
+        grown = growth(sum(known[key][1] for key in keys) / MEGABYTE)
+        true_ms = [known[key][0] * (grown if reuse_of(key) == POINTWISE else 1.0) for key in keys]
         launches = [int(rng.integers(1, 4)) for _ in keys]
         traced = [
-            KernelTrace(key, heard(ms) + count_ * WATCHING_MS, count_, known[key][1], 0)
+            KernelTrace(key, heard(ms) + count_ * WATCHING_MS, count_, known[key][1], 0, reuse_of(key))
             for key, ms, count_ in zip(keys, true_ms, launches, strict=True)
         ]
         traces.append(NetworkTrace(f"n{index}", heard(START_MS + sum(true_ms)), tuple(traced)))
@@ -55,8 +65,8 @@ def networks(
 
 
 def true_ms(known: dict[str, tuple[float, int]], trace: NetworkTrace) -> float:
-    price = cold_ms_per_mb(trace.weight_bytes / MEGABYTE)
-    return START_MS + sum(known[each.key][0] + price * known[each.key][1] / MEGABYTE for each in trace.kernels)
+    grown = growth(trace.weight_bytes / MEGABYTE)
+    return START_MS + sum(known[each.key][0] * (grown if each.reuse == POINTWISE else 1.0) for each in trace.kernels)
 
 
 def predicted_ms(fit: TableFit, trace: NetworkTrace) -> float:
@@ -69,9 +79,8 @@ def errors(fit: TableFit, known: dict[str, tuple[float, int]]) -> list[float]:
     return [abs(predicted_ms(fit, trace) / true_ms(known, trace) - 1) for trace in others]
 
 
-def price_ms(fit: TableFit, weights_mb: float) -> float:
-    heavy = KernelSums(weight_bytes=int(weights_mb * MEGABYTE))
-    return (fit.overheads.network_ms(heavy) - fit.overheads.start_ms) / weights_mb
+def found_growth(fit: TableFit, weights_mb: float) -> float:
+    return float(fit.overheads.growth_factors(int(weights_mb * MEGABYTE))[POINTWISE])
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +98,10 @@ def test_exact_traces_give_back_what_they_were_made_of(known: dict[str, tuple[fl
     assert fit.overheads.watching_ms == pytest.approx(WATCHING_MS, rel=1e-6)
     for key, row in fit.rows.items():
         assert row.median_ms == pytest.approx(known[key][0], rel=1e-6), key
-        assert row.spread_ms == pytest.approx(0, abs=1e-6)
+        assert row.spread_ms == pytest.approx(0, abs=1e-4)
         assert row.networks == sum(any(each.key == key for each in trace.kernels) for trace in traces)
     for weights_mb_ in (1.0, 2.0, 4.0, 8.0, 12.0):
-        assert price_ms(fit, weights_mb_) == pytest.approx(cold_ms_per_mb(weights_mb_), abs=1e-6)
+        assert found_growth(fit, weights_mb_) == pytest.approx(growth(weights_mb_), rel=1e-6)
     assert fit.networks == len(traces)
     assert max(errors(fit, known)) < 1e-5
 
@@ -101,7 +110,7 @@ def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, 
     fit = fit_table(networks(known, np.random.default_rng(1), noise=0.03))
     assert fit.overheads.start_ms == pytest.approx(START_MS, rel=0.25)
     assert fit.overheads.watching_ms == pytest.approx(WATCHING_MS, rel=0.25)
-    assert price_ms(fit, 8.0) == pytest.approx(0.15, rel=0.25)
+    assert found_growth(fit, 8.0) == pytest.approx(2.5, rel=0.1)
     assert np.mean(errors(fit, known)) < 0.006
     assert max(errors(fit, known)) < 0.025
     spreads = [row.spread_ms / row.median_ms for key, row in fit.rows.items() if key.startswith("conv")]
@@ -112,7 +121,7 @@ def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, 
 def test_without_heavy_networks_no_weight_costs_more(known: dict[str, tuple[float, int]]) -> None:
     light = [each for each in networks(known, np.random.default_rng(2)) if each.weight_bytes < 2 * MEGABYTE]
     fit = fit_table(light)
-    assert sum(fit.overheads.weights_ms_per_mb) == pytest.approx(0, abs=1e-9)
+    assert np.array(fit.overheads.growth) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("what", ["whole", "kernels"])
@@ -176,7 +185,7 @@ def test_kernels_that_use_each_weight_once_and_large_maps_take_longer_in_larger_
         moved_bytes = int(rng.uniform(2.0, 40.0) * MEGABYTE)
         factor = 2 ** float(np.interp(weight_bytes / MEGABYTE, [2.0, 4.0], [0.0, 1.0]))
         dearer = float(np.interp(moved_bytes / MEGABYTE, [16.0, 24.0], [0.0, 0.04]))
-        found = [KernelTrace(key, 1e-3 * size * factor, 1, 256 * size, 0, True) for key, size in vectors.items()]
+        found = [KernelTrace(key, 1e-3 * size * factor, 1, 256 * size, 0, 0) for key, size in vectors.items()]
         found += [
             KernelTrace(key, 1e-2 * size + dearer * 12 * size / 1024, 1, 0, 12 * 1024 * size)
             for key, size in maps.items()
@@ -194,7 +203,7 @@ def test_kernels_that_use_each_weight_once_and_large_maps_take_longer_in_larger_
     for key, size in vectors.items():
         assert fit.rows[key].median_ms == pytest.approx(1e-3 * size, rel=0.02)
     for weights_mb, longer in ((1.0, 0.0), (3.0, 2**0.5 - 1), (6.0, 1.0)):
-        beyond = fit.overheads.network_ms(KernelSums(vector_ms=1.0, weight_bytes=int(weights_mb * MEGABYTE)))
+        beyond = fit.overheads.network_ms(KernelSums(1.0, of_class(1.0, 0), int(weights_mb * MEGABYTE)))
         assert beyond == pytest.approx(longer, abs=0.04)
     for moved_mb, price in ((10.0, 0.0), (30.0, 0.04)):
         beyond = fit.overheads.network_ms(KernelSums(moved_bytes=int(moved_mb * MEGABYTE)))
@@ -202,9 +211,13 @@ def test_kernels_that_use_each_weight_once_and_large_maps_take_longer_in_larger_
 
 
 def test_what_a_network_takes_beyond_its_kernels_by_hand() -> None:
-    # 0.1 ms more per megabyte on the way from 1 to 2 MB, 0.2 more on that from 2 to 4.
-    steps = tuple({1.0: 0.1, 2.0: 0.2}.get(knot, 0.0) for knot in KNOTS_MB[:-1])
-    overheads = Overheads(0.5, 0.0, steps)
-    for weights_mb, expected in ((0, 0.5), (1, 0.5), (1.5, 0.5 + 1.5 * 0.05), (2, 0.7), (3, 0.5 + 3 * 0.2), (40, 12.5)):
-        sums = KernelSums(weight_bytes=int(weights_mb * MEGABYTE))
-        assert overheads.network_ms(sums) == pytest.approx(expected)
+    # Kernels of the first class take twice as long on the way from 1 to 2 MB of weights; moving a megabyte costs 0.1 ms
+    # more on the way from 1 to 2 MB that are moved, 0.2 more on that from 2 to 4.
+    doubles = tuple({1.0: math.log(2.0)}.get(knot, 0.0) for knot in KNOTS_MB[:-1])
+    moving = tuple({1.0: 0.1, 2.0: 0.2}.get(knot, 0.0) for knot in KNOTS_MB[:-1])
+    overheads = Overheads(0.5, 0.0, (doubles, *[NO_STEPS] * (REUSE_CLASSES - 1)), moving)
+    for moved_mb, expected in ((0, 0.5), (1, 0.5), (1.5, 0.5 + 1.5 * 0.05), (2, 0.7), (3, 0.5 + 3 * 0.2), (40, 12.5)):
+        assert overheads.network_ms(KernelSums(moved_bytes=int(moved_mb * MEGABYTE))) == pytest.approx(expected)
+    for weights_mb, factor in ((0, 1.0), (1, 1.0), (1.5, 2**0.5), (2, 2.0), (40, 2.0)):
+        sums = KernelSums(4.0, (3.0, 1.0, *[0.0] * (REUSE_CLASSES - 2)), int(weights_mb * MEGABYTE))
+        assert overheads.network_ms(sums) == pytest.approx(0.5 + 3.0 * (factor - 1)), "the second class does not grow"

@@ -19,6 +19,10 @@ KEYS = [f"conv({channels}x8x8>{out} k1x1 s1 p0x0 g1)" for channels in (8, 32, 12
 PRIOR = Prior(amplitude=1.0, noise_sd=0.02)
 
 
+def heavy(total_ms: float, megabytes: float) -> KernelSums:
+    return KernelSums(total_ms, weight_bytes=int(megabytes * MEGABYTE), moved_bytes=MEGABYTE)
+
+
 def networks(truth: dict[str, float], *, longer=lambda sums: 1.0, count: int = 200) -> list[Learnt]:
     """Networks of kernels that take 1 to 3 ms by the table and `truth` times as long indeed."""
     rng = np.random.default_rng(7)
@@ -27,7 +31,7 @@ def networks(truth: dict[str, float], *, longer=lambda sums: 1.0, count: int = 2
     for _ in range(count):
         keys = list(dict.fromkeys(map(str, rng.choice(KEYS, size=6))))
         megabytes = float(rng.uniform(0.2, 20.0))
-        sums = KernelSums(sum(table_ms[key] for key in keys), 0.0, int(megabytes * MEGABYTE), 0, MEGABYTE)
+        sums = heavy(sum(table_ms[key] for key in keys), megabytes)
         whole_ms = (sum(table_ms[key] * truth.get(key, 1.0) for key in keys) + 0.5) * longer(sums)
         found.append(Learnt(whole_ms, sums, 0.5, {key: table_ms[key] for key in keys}))
     return found
@@ -74,14 +78,14 @@ def test_where_there_is_nothing_but_noise_kernels_keep_their_times() -> None:
 
 
 def test_networks_heavy_in_weights_take_as_much_longer_as_those_seen_and_others_stay() -> None:
-    def heavy(sums: KernelSums) -> float:
+    def longer(sums: KernelSums) -> float:
         return 1.06 if sums.weight_bytes > 10 * MEGABYTE else 1.0
 
-    factor = network_factor(networks({}, longer=heavy), PRIOR)
+    factor = network_factor(networks({}, longer=longer), PRIOR)
     for megabytes, expected in ((1.0, 1.0), (4.0, 1.0), (16.0, 1.06)):
-        sums = KernelSums(11.0, 0.0, int(megabytes * MEGABYTE), 0, MEGABYTE)
+        sums = heavy(11.0, megabytes)
         assert factor(sums, 0.5) == pytest.approx(expected, abs=0.012)
-    far = KernelSums(11e4, 0.0, 10_000 * MEGABYTE, 0, MEGABYTE)
+    far = heavy(11e4, 10_000)
     assert factor(far, 0.5) == pytest.approx(1.0, abs=1e-3), "where nothing is known nothing is corrected"
 
 

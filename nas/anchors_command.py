@@ -18,10 +18,11 @@ from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, boards_folder, load_target
 from hardware.transports import Progress
 from nas.cli import DONE
-from nas.commands import View, network_graph
 from nas.console import observer, print_table
+from nas.device_commands import network_graph
 from nas.files import write_atomically
 from nas.profile_command import Way, remember, transport_by
+from nas.view import View
 from searchspace.references import reference
 
 # From some milliseconds to a second on the slower boards; convolutions of all kinds that the spaces have.

@@ -385,8 +385,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nas.commands import View
     from nas.export_command import ExportWords, export
+    from nas.view import View
 
     words = ExportWords(
         study=options.study,
@@ -402,16 +402,16 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from nas.commands import View
     from nas.report_command import report
+    from nas.view import View
 
     view = View(options.studies, options.json, options.quiet)
     return report(options.study, options.out, options.svg, options.png, view)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from nas.commands import View
     from nas.train_command import TrainWords, train
+    from nas.view import View
 
     _import_families(options.module)
     words = TrainWords(
@@ -431,14 +431,14 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from nas.commands import predict
+    from nas.device_commands import predict
 
     _import_families(options.module)
     return predict(options.spec, options.target, options.threads, options.runtime, _view(options))
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from nas.commands import measure
+    from nas.device_commands import measure
 
     _import_families(options.module)
     return measure(options.spec, options.target, options.threads, options.runtime, _view(options))
@@ -477,7 +477,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _targets(options: argparse.Namespace) -> int:
-    from nas.commands import targets
+    from nas.device_commands import targets
 
     return targets(options.target, _view(options))
 
@@ -524,7 +524,7 @@ def _count(options: argparse.Namespace) -> int:
 
 
 def _view(options: argparse.Namespace) -> Any:
-    from nas.commands import View
+    from nas.view import View
 
     return View(options.out, options.json, options.quiet)
 

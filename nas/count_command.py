@@ -32,9 +32,9 @@ from hardware.strict_yaml import ConfigError, nearest
 from hardware.target_tables import targets_table, with_table
 from hardware.targets import COUNTS_FILE, FORMULA_FILE, LAYERS_FILE, TARGETS_FOLDER, cache_folder, shipped_targets
 from nas.cli import BROKEN_CERTIFICATE, DONE
-from nas.commands import View
 from nas.files import write_atomically
 from nas.quantities import duration_s
+from nas.view import View
 
 # How far two counts of a kernel may lie apart: what the C library copies depends on where a value happens to lie.
 TOLERANCE = 0.01
@@ -108,7 +108,7 @@ def kernels_of(name: str) -> Iterable[Kernel]:
     'references' stands for the published reference networks, 'operations' for what alone is no part of a space but may
     be one of a space of the user's own.
     """
-    from nas.commands import network_graph
+    from nas.device_commands import network_graph
     from nas.tables import TASKS
     from searchspace.every_block import every_block
     from searchspace.network import block_graph

@@ -27,9 +27,10 @@ from evaluators.layout_search import (
 )
 from hardware.strict_yaml import ConfigError, nearest
 from nas.cli import BROKE, DONE
-from nas.commands import View, read_any_spec
 from nas.console import print_table, print_text
+from nas.device_commands import read_any_spec
 from nas.files import write_atomically
+from nas.view import View
 from searchspace.layouts import SCOPES, with_layouts
 from searchspace.recognise import for_task
 from searchspace.registry import load_families

@@ -6,8 +6,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from nas.cli import DONE
-from nas.commands import View
 from nas.console import output_width, print_table, print_text
+from nas.view import View
 from searchspace.references.comparison import BlockCounts, Compared, ComparedNetwork, Counts, compare, compare_all
 from searchspace.registry import BlockSpec, family_of
 from searchspace.spec import spec_id, spec_to_dict

@@ -12,11 +12,11 @@ from hardware.strict_yaml import ConfigError
 from hardware.transports import Local, Ssh, Transport
 from nas.certificates import Connection, connection_path
 from nas.cli import DONE
-from nas.commands import View
 from nas.console import observer, print_table
 from nas.files import write_atomically
 from nas.quantities import duration_s
 from nas.tables import Wanted, bundle, make, take_in
+from nas.view import View
 
 
 @dataclass(frozen=True, slots=True)

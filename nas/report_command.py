@@ -5,12 +5,12 @@ from pathlib import Path
 
 from hardware.strict_yaml import ConfigError
 from nas.cli import DONE
-from nas.commands import View, study_folder
 from nas.files import write_atomically
 from nas.front_picture import front_picture, save_png, svg
 from nas.members import read_front
 from nas.report import REPORT, write_report
 from nas.run_record import read_run_record
+from nas.view import View, study_folder
 
 
 def report(name: str, out: Path | None, svg_file: Path | None, png_file: Path | None, view: View) -> int:

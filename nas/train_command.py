@@ -20,8 +20,8 @@ from hardware.targets import Target, load_target
 from hardware.transports import TransportError
 from nas.certificates import Measured, measure_members
 from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED
-from nas.commands import View, network_graph, read_any_spec, study_folder
 from nas.contenders import Climbed, TrainingPlan
+from nas.device_commands import network_graph, read_any_spec
 from nas.executors.processes import ProcessExecutor
 from nas.files import write_atomically
 from nas.long_training import MODEL, SPEC, Pace, TrainingRecord, open_training, train_to_the_end
@@ -29,6 +29,7 @@ from nas.members import certificate, latency_json
 from nas.problem import DataKey, dataset
 from nas.settings import StudyFile, read_study_file, versions
 from nas.storage import driver_lock
+from nas.view import View, study_folder
 from searchspace.recognise import for_task
 from searchspace.space import Task
 from searchspace.spec import ArchSpec, read_spec, spec_id, spec_to_dict

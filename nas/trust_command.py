@@ -10,13 +10,14 @@ from typing import Any
 
 from hardware.strict_yaml import ConfigError
 from nas.cli import DONE, INTERRUPTED
-from nas.commands import View, new_study, study_folder
+from nas.commands import new_study
 from nas.console import observer, print_table, print_text, warnings_to
 from nas.driver import ask_trust, reopened
 from nas.problem import Problem
 from nas.settings import LEAST_TRUSTED, read_study_file
 from nas.trust_members import MEMBERS, TRUST
 from nas.trust_table import TRUST_TITLES, trust_rows, what_it_rests_on
+from nas.view import View, study_folder
 
 
 def trust(name: str | None, flags: Mapping[str, Any], view: View) -> int:

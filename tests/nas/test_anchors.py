@@ -13,7 +13,7 @@ from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import boards_folder, known_targets, load_target
 from nas import anchors_command
 from nas.cli import DONE, WRONG_INPUT, main
-from nas.commands import network_graph
+from nas.device_commands import network_graph
 from searchspace.references import reference
 from tests.formula_device import START_MS, FormulaDevice
 

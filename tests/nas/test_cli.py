@@ -366,7 +366,7 @@ def test_what_breaks_is_exit_code_one_with_a_traceback_only_when_asked_for(nas, 
     def broken(*_):
         raise RuntimeError("the roof is gone")
 
-    monkeypatch.setattr("nas.commands.load_target", broken)
+    monkeypatch.setattr("nas.device_commands.load_target", broken)
     code, out, err = nas("targets", "rk3288")
     assert (code, out) == (BROKE, "")
     assert err == "nas: RuntimeError: the roof is gone (the traceback shows with --debug)\n"
@@ -378,7 +378,7 @@ def test_ctrl_c_is_not_a_failure_of_the_program(nas, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nas.commands.load_target", interrupted)
+    monkeypatch.setattr("nas.device_commands.load_target", interrupted)
     code, _, err = nas("targets", "rk3288")
     assert code == INTERRUPTED == 130
     assert "Traceback" not in err
@@ -388,5 +388,5 @@ def test_a_reader_that_went_away_is_not_a_failure_either(nas, monkeypatch):
     def broken(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr("nas.commands.load_target", broken)
+    monkeypatch.setattr("nas.device_commands.load_target", broken)
     assert nas("targets", "rk3288")[0] == DONE

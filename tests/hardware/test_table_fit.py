@@ -101,7 +101,7 @@ def test_exact_traces_give_back_what_they_were_made_of(known: dict[str, tuple[fl
         assert row.spread_ms == pytest.approx(0, abs=5e-4)
         assert row.networks == sum(any(each.key == key for each in trace.kernels) for trace in traces)
     for weights_mb_ in (1.0, 2.0, 4.0, 8.0, 12.0):
-        assert found_growth(fit, weights_mb_) == pytest.approx(growth(weights_mb_), rel=1e-3)
+        assert found_growth(fit, weights_mb_) == pytest.approx(growth(weights_mb_), rel=1e-2)
     assert fit.networks == len(traces)
     assert max(errors(fit, known)) < 2e-3
 

@@ -103,7 +103,7 @@ def test_exact_traces_give_back_what_they_were_made_of(known: dict[str, tuple[fl
     for weights_mb_ in (1.0, 2.0, 4.0, 8.0, 12.0):
         assert found_growth(fit, weights_mb_) == pytest.approx(growth(weights_mb_), rel=1e-2)
     assert fit.networks == len(traces)
-    assert max(errors(fit, known)) < 2e-3
+    assert max(errors(fit, known)) < 5e-3
 
 
 def test_noise_moves_networks_by_less_than_itself(known: dict[str, tuple[float, int]]) -> None:

@@ -26,7 +26,6 @@ from nas.tables import Wanted, make
 from searchspace.network import deploy_graph
 from searchspace.references import reference, reference_names
 
-
 COLUMNS = (
     *("runtime", "time", "kernels in networks", "checks", "MAPE", "within 5 %", "within 10 %", "Spearman"),
     "noise, within 5 %",

@@ -72,7 +72,7 @@ def test_the_same_seed_proposes_the_same_however_many_work_and_whoever_ends_firs
 
 def opposite(spec):
     found = formula(spec)
-    return found if isinstance(found, Failure) else found | {"dispersion": 1 - found["dispersion"]}
+    return found if isinstance(found, Failure) else found | {"loss": -found["loss"]}
 
 
 def test_other_scores_lead_to_other_proposals(whole, run_search):
@@ -147,7 +147,7 @@ def test_a_trial_keeps_everything_that_is_known_of_its_candidate(whole, problem)
         assert trial.user_attrs["latency_high_ms"] == cost.latency.high_ms
         if each.score is not None:
             found = formula(each.spec)
-            assert trial.values == [found["dispersion"], cost.latency.value_ms]
+            assert trial.values == [-found["loss"], cost.latency.value_ms]
             assert {name: trial.user_attrs[name] for name in found} == found
             assert trial.user_attrs["macs"] == cost.macs
             assert trial.user_attrs["params"] == cost.params
@@ -343,7 +343,7 @@ def test_a_study_that_does_not_repeat_itself_is_noticed(run_search):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     for line in lines:
         if "values" in line:
-            line["values"]["dispersion"] = 1 - line["values"]["dispersion"]
+            line["values"]["loss"] = -line["values"]["loss"]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ConfigError, match=r"study study: trial \d+ does not repeat itself.* --study NAME"):
         run_search(FormulaExecutor())

@@ -297,7 +297,7 @@ def test_a_search_is_led_by_the_mix_that_earned_it(run):
     assert set(executor.proxies) == {("naswot",)}
     assert any(text.startswith("trust: the mix naswot ranks members") for text in notes.heard)
     record = read_study_file(run.folder)
-    assert (record.led_by, record.leading, record.score) == (MIX, MIX, "dispersion")
+    assert (record.led_by, record.leading, record.score) == (MIX, MIX, "loss")
     told = [each for each in read_run_record(run.folder)["finalists"] if each["proxy"]["score"] is not None]
     ordered = sorted(told, key=lambda each: each["proxy"]["proxy-naswot"])
     scores = [each["proxy"]["score"] for each in ordered]

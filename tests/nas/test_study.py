@@ -184,13 +184,14 @@ def replace_constraint(trials, number):
     return study
 
 
-@pytest.mark.parametrize("score", ["loss", "macs", "dispersion-gain"])
+@pytest.mark.parametrize("score", ["loss", "macs", "dispersion", "dispersion-gain"])
 def test_what_is_maximised_can_be_chosen(run_search, changed, score):
     problem = changed(score=score, trials=6)
     own = replace(problem, score=SCORES[score])
     expected = {
         "loss": lambda found, cost: -found["loss"],
         "macs": lambda found, cost: math.log(cost.macs),
+        "dispersion": lambda found, cost: found["dispersion"],
         "dispersion-gain": lambda found, cost: found["dispersion"] - found["dispersion_start"],
     }[score]
     for each in run_search(FormulaExecutor(), own_problem=own).evaluated:

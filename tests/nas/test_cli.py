@@ -98,7 +98,7 @@ def with_flag(flag, value):
         ("--space", "edge-smal", ["space", "did you mean 'edge-small'?"]),
         ("--sampler", "nsga", ["sampler", "'nsga2', 'nsga3', 'tpe', 'random', 'evolution' or 'surrogate'"]),
         ("--score", "dispersal", ["score", "did you mean 'dispersion'?", "macs"]),
-        ("--backend", "cloud", ["backend", "'local' or 'ray'"]),
+        ("--backend", "cloud", ["backend", "'local', 'ray' or 'inline'"]),
         ("--trials", "0", ["trials", "greater than or equal to 1"]),
         ("--epochs", "-1", ["epochs"]),
         ("--layouts", "-1", ["layouts"]),

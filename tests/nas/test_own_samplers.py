@@ -91,7 +91,7 @@ def share_of_inverted(spec):
 
 def prefers_inverted(spec):
     found = formula(spec)
-    return found if isinstance(found, Failure) else found | {"dispersion": share_of_inverted(spec)}
+    return found if isinstance(found, Failure) else found | {"loss": -share_of_inverted(spec)}
 
 
 @pytest.mark.parametrize("sampler", OWN)

@@ -149,9 +149,15 @@ class Studies:
     def optuna_id(self, name: str) -> int | None:
         """The study's number among all journals, None where it keeps its trials elsewhere or has none yet."""
         try:
-            return self.storage.get_study_id_from_name(name)
-        except KeyError:
+            return self._number(name, read_study_file(self.folder(name)))
+        except (KeyError, ConfigError):
             return None
+
+    def _number(self, name: str, record: StudyFile) -> int:
+        """Which of the journal's studies the trials of today's budget and table are in; KeyError if it is not there."""
+        is_first = record.durable_name == record.study
+        number: int = self.storage.get_study_id_from_name(name if is_first else f"{name}/{record.durable_name}")
+        return number
 
     def trials(self, name: str) -> list[FrozenTrial]:
         """What was evaluated so far.
@@ -166,7 +172,7 @@ class Studies:
                 return stored_study(record.storage, record.durable_name).get_trials(deepcopy=False)
             if name in self._journals.damage:
                 raise ConfigError(self._journals.damage[name])
-            return storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False)
+            return storage.get_all_trials(self._number(name, record), deepcopy=False)
         except ConfigError:
             raise
         except KeyError:

@@ -11,6 +11,8 @@ from nas.members import read_front
 from nas.settings import read_study_file
 from nas.storage import open_study
 from nas.study import check_budget
+from nas.web.runs import Runs
+from nas.web.studies import Studies
 from searchspace.spec import ArchSpec
 from tests.nas.conftest import StudyExecutor
 
@@ -87,6 +89,9 @@ def test_under_another_budget_trials_keep_their_numbers_and_are_judged_anew(nas,
         over = trial.user_attrs["latency_high_ms"] / budget_ms - 1
         assert trial.constraints == {"latency_over_budget": pytest.approx(over)}
     assert sum(trial.constraints["latency_over_budget"] <= 0 for trial in trials(folder)) == 8
+    shown = Studies(folder.parent, Runs()).trials("mine")
+    over = [[each.constraints["latency_over_budget"] for each in found] for found in (shown, trials(folder))]
+    assert over[0] == over[1], "on the dashboard too"
     members = read_front(folder)["members"]
     assert read_front(folder)["budget_ms"] == budget_ms
     assert members

@@ -1,6 +1,7 @@
 """`nas profile --anchors`: a calibrated target on a board of the user's own, by a few networks measured there."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +17,12 @@ from hardware.profiling import ROUNDS, Bench, Profile, Subject, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, boards_folder, load_target
-from hardware.transports import Progress
 from nas.cli import DONE
 from nas.console import observer, print_table
 from nas.device_commands import network_graph
 from nas.files import write_atomically
 from nas.profile_command import Way, remember, transport_by
+from nas.tables import with_time_left
 from nas.view import View
 from searchspace.references import reference
 
@@ -58,7 +59,7 @@ def profile_anchors(base: str, threads: int, *, way: Way, view: View) -> int:
         results = import_results(way.brought, folder)
     else:
         with observer(view.quiet) as watching:
-            transport_by(name, way).measure(folder, lambda each: _tell(watching.measuring, each))
+            transport_by(name, way).measure(folder, with_time_left(watching.measuring, math.inf))
         results = load_results(folder)
         remember(name, way)
     measured = anchor_file(target, threads, results, {each.name: each for each in subjects})
@@ -71,11 +72,6 @@ def profile_anchors(base: str, threads: int, *, way: Way, view: View) -> int:
     else:
         _print(name, base, measured, found, path)
     return DONE
-
-
-def _tell(measuring: object, progress: Progress) -> None:
-    assert callable(measuring)
-    measuring(progress.done, progress.total, 0.0)
 
 
 def anchor_file(target: Target, threads: int, results: JobResults, subjects: Mapping[str, Subject]) -> AnchorFile:

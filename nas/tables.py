@@ -88,6 +88,12 @@ def make(wanted: Wanted, transport: Transport, on_progress: OnMeasured) -> Profi
     """
     described = described_target(wanted.target, wanted.runtime)
     folder, refused = prepared(wanted, described)
+    transport.measure(folder, with_time_left(on_progress, wanted.time_s))
+    return tabulate(wanted, described, refused)
+
+
+def with_time_left(on_progress: OnMeasured, time_s: float) -> Callable[[Progress], None]:
+    """Tells `on_progress` what a transport tells, with the seconds left at the pace so far, of `time_s` from now on."""
     started = time.monotonic()
     before: int | None = None
 
@@ -96,10 +102,9 @@ def make(wanted: Wanted, transport: Transport, on_progress: OnMeasured) -> Profi
         before = progress.done - 1 if before is None else before
         passed_s = time.monotonic() - started
         paced_s = passed_s / max(1, progress.done - before) * (progress.total - progress.done)
-        on_progress(progress.done, progress.total, max(0.0, min(wanted.time_s - passed_s, paced_s)))
+        on_progress(progress.done, progress.total, max(0.0, min(time_s - passed_s, paced_s)))
 
-    transport.measure(folder, tell)
-    return tabulate(wanted, described, refused)
+    return tell
 
 
 def prepared(wanted: Wanted, described: TargetFile) -> tuple[Path, dict[str, str]]:

@@ -1,6 +1,7 @@
 """A calibrated target rescaled to a board of the user's own by networks that were measured there."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,12 @@ from hardware.kernels import fuse
 from hardware.latency_table import KernelSums, Tier, kernel_sums
 from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import boards_folder, known_targets, load_target
-from nas import anchors_command
+from hardware.transports import Progress
+from nas import anchors_command, tables
 from nas.cli import DONE, WRONG_INPUT, main
 from nas.device_commands import network_graph
+from nas.profile_command import Way
+from nas.view import View
 from searchspace.references import reference
 from tests.formula_device import START_MS, FormulaDevice
 
@@ -86,6 +90,21 @@ def test_what_was_measured_is_not_measured_again(board):
     timed = list(board.timed)
     assert main(arguments) == DONE
     assert board.timed == timed
+
+
+def test_the_time_that_is_left_follows_from_the_pace(monkeypatch, board):
+    told = []
+    clock = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(tables.time, "monotonic", lambda: next(clock))
+    watching = SimpleNamespace(measuring=lambda done, total, left_s: told.append((done, total, left_s)))
+    monkeypatch.setattr(anchors_command, "observer", lambda quiet: nullcontext(watching))
+    board.measure = lambda folder, on_progress: [on_progress(Progress(done, 21, "a")) for done in (5, 6, 21)]
+    with pytest.raises(ConfigError):
+        anchors_command.profile_anchors(
+            "rk3288", 1, way=Way("pi@board", None, "", None, None), view=View(None, False, True)
+        )
+    # Four were there; then one each 10 s.
+    assert told == [(5, 21, 160.0), (6, 21, 150.0), (21, 21, 0.0)]
 
 
 def test_another_table_of_the_target_is_compared_anew(board, capsys):

@@ -1,4 +1,4 @@
-"""The first look at a candidate together with what proxies say of it, iterations and passes being shared."""
+"""The first look at a candidate, and what proxies say of it beside, iterations and passes being shared."""
 
 import time
 from collections.abc import Sequence
@@ -15,12 +15,15 @@ from searchspace.spec import ArchSpec
 PREFIX = "proxy-"
 
 
-def look_with_proxies(
-    spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: int, proxies: Sequence[str]
+def look_early(
+    spec: ArchSpec, splits: Splits, settings: EarlySettings, seed: int, proxies: Sequence[str] = ()
 ) -> Outcome:
-    """What `look_early` finds, and under `proxy-NAME` what each proxy says, more being better.
+    """What is known of a candidate after a few iterations, or why nothing is.
 
-    A proxy that says nothing fails the candidate: without it there is no score.
+    `dispersion`, and `dispersion_start` before the first iteration, in which candidates differ for a reason that has
+    nothing to do with learning (how often their branches cover a position); `loss`, the mean over the last quarter of
+    the iterations; `seconds` of wall time; under `proxy-NAME` what each proxy says, more being better. A proxy that
+    says nothing fails the candidate: without it there is no score.
     """
     started = time.perf_counter()
     try:
@@ -29,6 +32,7 @@ def look_with_proxies(
         start, end = network_dispersion(subject.network), network_dispersion(subject.early.network)
         loss = subject.early.last_loss
     except (ValueError, RuntimeError, MemoryError) as error:
+        # A candidate that cannot be built or trained is a finding about it, not the end of the search.
         return failure_from(error)
     values = {}
     for name, value in proxy_scores(proxies, subject).items():

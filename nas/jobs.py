@@ -1,8 +1,8 @@
 """What workers run; everything in and out can be pickled, and the data are opened once per process."""
 
-from evaluators.early import EarlySettings, look_early
+from evaluators.early import EarlySettings
 from evaluators.evaluator import Outcome
-from evaluators.first_look import look_with_proxies
+from evaluators.first_look import look_early
 from nas.problem import DataKey, dataset
 from searchspace.spec import ArchSpec
 
@@ -12,6 +12,4 @@ def early_job(
 ) -> Outcome:
     """The first look at a candidate, with what the proxies say that its score is made of."""
     splits = dataset(data).at(spec.input_shape[1])
-    if proxies:
-        return look_with_proxies(spec, splits, settings, seed, proxies)
-    return look_early(spec, splits, settings, seed)
+    return look_early(spec, splits, settings, seed, proxies)

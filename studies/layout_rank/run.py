@@ -17,8 +17,9 @@ import torch
 from evaluators.accuracy import accuracy
 from evaluators.datasets import Splits, open_dataset
 from evaluators.dispersion import network_dispersion
-from evaluators.early import EarlySettings, look_early
+from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
+from evaluators.first_look import look_early
 from evaluators.recipe import Recipe
 from evaluators.training import train_steps
 from searchspace.coverage import Layout, generate_layout, parse_layout

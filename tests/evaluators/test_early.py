@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluators import early
+from evaluators import first_look
 from evaluators.datasets import Splits, open_dataset
 from evaluators.dispersion import network_dispersion
-from evaluators.early import EarlySettings, look_early
+from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
+from evaluators.first_look import look_early
 from evaluators.recipe import Recipe
 from evaluators.training import train_steps
 from searchspace.blocks.classifier import Classifier
@@ -111,7 +112,7 @@ def test_no_memory_is_a_failure(digits, monkeypatch):
     def no_memory(*_):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(early, "network_dispersion", no_memory)
+    monkeypatch.setattr(first_look, "network_dispersion", no_memory)
     found = look_early(SPEC, digits, SHORT, seed=0)
     assert isinstance(found, Failure)
     assert "can't allocate memory" in found.reason

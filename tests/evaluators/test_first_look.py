@@ -4,9 +4,9 @@ import pytest
 
 from evaluators import first_look
 from evaluators.datasets import Splits, open_dataset
-from evaluators.early import EarlySettings, look_early
+from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
-from evaluators.first_look import look_with_proxies
+from evaluators.first_look import look_early
 from evaluators.proxies import PROXIES, ProxySettings, Subject, proxy_score
 from evaluators.recipe import Recipe
 from searchspace.blocks.classifier import Classifier
@@ -26,7 +26,7 @@ def digits():
 
 
 def test_it_finds_what_each_finds_alone(digits):
-    found = dict(look_with_proxies(SPEC, digits, SHORT, 3, NAMES))
+    found = dict(look_early(SPEC, digits, SHORT, 3, NAMES))
     alone = dict(look_early(SPEC, digits, SHORT, 3))
     assert found.pop("seconds") > 0
     del alone["seconds"]
@@ -38,11 +38,11 @@ def test_it_finds_what_each_finds_alone(digits):
 
 def test_a_proxy_that_says_nothing_fails_the_candidate(digits, monkeypatch):
     monkeypatch.setattr(first_look, "proxy_scores", lambda names, subject: {"zen": Failure("no gradient")})
-    assert look_with_proxies(SPEC, digits, SHORT, 0, ("zen",)) == Failure("proxy zen: no gradient")
+    assert look_early(SPEC, digits, SHORT, 0, ("zen",)) == Failure("proxy zen: no gradient")
 
 
 def test_a_network_that_cannot_be_trained_is_a_failure(digits):
     broken = Splits(digits.train_x * float("nan"), digits.train_y, digits.val_x, digits.val_y)
-    found = look_with_proxies(SPEC, broken, SHORT, 0, ("params",))
+    found = look_early(SPEC, broken, SHORT, 0, ("params",))
     assert isinstance(found, Failure)
     assert found.reason.startswith("TrainingDiverged")

@@ -35,13 +35,14 @@ from hardware.ops import (
     Slice,
     Softmax,
 )
-from hardware.parity import PARITY_BOUND, check_models
+from hardware.parity import PARITY_BOUND
 from hardware.profiling import ENDS
 from hardware.runtimes import RUNTIMES
 from searchspace.deploy_module import DeployModule
 from searchspace.network import block_graph, deploy_graph
 from searchspace.references import reference, reference_names
 from searchspace.registry import families
+from tests.converted import check_models
 
 # Odd sizes, and channels that runtimes pack by 4, 8 or 16.
 ODD, PACKED = (7, 5, 9), (16, 6, 6)

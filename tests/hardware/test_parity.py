@@ -7,8 +7,9 @@ from hardware.graph import GraphBuilder, with_weights
 from hardware.isolated import Failed
 from hardware.ncnn_model import graph_param, to_ncnn
 from hardware.ops import Conv, Reshape
-from hardware.parity import Parity, check_models, difference, run_files
+from hardware.parity import Parity, difference
 from hardware.runtimes import RUNTIMES
+from tests.converted import check_models, run_files
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Runtimes and their converters compute wrong results without a word, so finalists and exported files are run on images
 and compared with the trained network. What the operations of deploy graphs become is right in every runtime of
-`runtimes.RUNTIMES`; `tests/contracts/test_runtimes.py` holds them to it. What is known to go wrong, and how the operations avoid it:
+`runtimes.RUNTIMES`; `tests/contracts/test_runtimes.py` holds them to it. What is known to go wrong, and how the
+operations avoid it:
 
 - attention normalised by length: MNN is 6e-2 off and pnnx makes ncnn compute something else. L2Normalize is exported as
   a mean of squares and is ncnn's own layer;

@@ -236,28 +236,16 @@ class Search:
                 self._sampling.enqueue(place.genes, f"published {name}")
 
     def _enter(self, proposal: Proposal) -> None:
-        pending = _Pending(proposal)
-        found = self._results.get(Key(proposal.arch_id, EARLY))
-        if found is not None:
-            pending.outcome = found
+        pending = _Pending(proposal, self._results.get(Key(proposal.arch_id, EARLY)))
         self._window.append(pending)
-        self._submit_waiting()
-
-    def _submit_waiting(self) -> None:
-        out = {id(pending) for pending in self._out.values()}
-        settings = self._problem.settings
-        early = EarlySettings(iterations=settings.iterations)
-        for pending in self._window:
-            if pending.outcome is None and id(pending) not in out:
-                proposal = pending.proposal
-                arguments = (proposal.spec, self._problem.data, early, settings.seed, self._problem.proxies)
-                handle = self._executor.submit(
-                    Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
-                )
-                self._out[handle] = pending
+        if pending.outcome is None:
+            settings = self._problem.settings
+            early = EarlySettings(iterations=settings.iterations)
+            arguments = (proposal.spec, self._problem.data, early, settings.seed, self._problem.proxies)
+            job = Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
+            self._out[self._executor.submit(job)] = pending
 
     def _wait_for_oldest(self) -> None:
-        self._submit_waiting()
         while self._window[0].outcome is None:
             finished = self._executor.wait()
             if isinstance(finished.result, Failure) and not finished.result.lasting:

@@ -22,6 +22,7 @@ any job, 4 interrupted.
 from __future__ import annotations
 
 import argparse
+import bisect
 import contextlib
 import fcntl
 import hashlib
@@ -49,6 +50,10 @@ LOCK = "lock"
 # More runs than this are kept as quantiles at every percent, which keeps a result at a few kilobytes.
 MOST_SAMPLES = 200
 PERCENTS = 100
+
+# How fast the sentinel is undisturbed: its fastest quarter. Single readings are far faster where a processor clocks up
+# for a moment, and would put everything else in doubt.
+UNDISTURBED_SHARE = 0.25
 
 # A job that took the runtime down so often is not tried again.
 CRASHES = 2
@@ -478,8 +483,9 @@ class Journal:
         # Measured and not judged yet, and what the sentinel showed since the last judgement.
         self.open: list[str] = []
         self.readings: list[dict[str, Any]] = []
-        self.best_ms = math.inf
         self.best_khz = 0
+        # Every reading of the sentinel, in ascending order.
+        self._sentinel_ms: list[float] = []
         self.crashes: dict[str, int] = {}
         self.running: str | None = None
         self._file: Any = None
@@ -561,6 +567,11 @@ class Journal:
             return attempts[max(attempts)], None
         return attempts[self.best_attempt(job)], True
 
+    @property
+    def undisturbed_ms(self) -> float:
+        """How long the sentinel takes at most in the fastest quarter of its readings."""
+        return quantile(self._sentinel_ms, UNDISTURBED_SHARE)
+
     def best_attempt(self, job: str) -> int:
         """The attempt around which the sentinel was fastest, the latest of equals."""
         marks = self.marks[job]
@@ -585,7 +596,7 @@ class Journal:
             # How it ran before a pause says nothing of what comes next.
             self.readings = []
         self.readings.append(record)
-        self.best_ms = min(self.best_ms, record["median_ms"])
+        bisect.insort(self._sentinel_ms, record["median_ms"])
         self.best_khz = max(self.best_khz, record["clock_khz"] or 0)
 
     def _take_error(self, record: dict[str, Any]) -> None:
@@ -758,7 +769,7 @@ class _Measuring:
         while True:
             left = [job for job in self._jobs if not journal.is_done(job)]
             if not left or self._is_late():
-                left = self._measured_before_the_best()
+                left = self._found_disturbed_later()
                 if not left or self._is_late():
                     return
             self._measure_batch(left[: self._protocol["sentinel_every"]])
@@ -828,25 +839,28 @@ class _Measuring:
 
     def _why_disturbed(self, readings: list[dict[str, Any]]) -> str | None:
         tolerated = 1 + self._protocol["sentinel_tolerance"]
-        best_ms, best_khz = self._journal.best_ms, self._journal.best_khz
+        best_khz = self._journal.best_khz
         for each in readings:
-            if each["median_ms"] > tolerated * best_ms:
-                return f"the sentinel took {each['median_ms']:.4g} ms, {best_ms:.4g} ms at best"
+            undisturbed_ms = self._journal.undisturbed_ms
+            if each["median_ms"] > tolerated * undisturbed_ms:
+                return f"the sentinel took {each['median_ms']:.4g} ms, {undisturbed_ms:.4g} ms undisturbed"
             if each["clock_khz"] and tolerated * each["clock_khz"] < best_khz:
                 return f"the clock was {each['clock_khz']} kHz, {best_khz} kHz at best"
         return None
 
-    def _measured_before_the_best(self) -> list[str]:
-        """Jobs that were accepted while the sentinel had not yet shown how fast it can be."""
+    def _found_disturbed_later(self) -> list[str]:
+        """Jobs that were accepted while the sentinel had not yet shown how fast it is."""
         journal = self._journal
-        limit_ms = (1 + self._protocol["sentinel_tolerance"]) * journal.best_ms
+        if self._sentinel is None:
+            return []
+        limit_ms = (1 + self._protocol["sentinel_tolerance"]) * journal.undisturbed_ms
         late = {
             job: journal.marks[job][attempt]
             for job, (attempt, disturbed) in journal.accepted.items()
             if disturbed is False and journal.marks.get(job, {}).get(attempt, 0.0) > limit_ms
         }
         for mark_ms in sorted(set(late.values())):
-            why = f"the sentinel took {mark_ms:.4g} ms, {journal.best_ms:.4g} ms at best later on"
+            why = f"the sentinel took {mark_ms:.4g} ms, {journal.undisturbed_ms:.4g} ms undisturbed later on"
             self._say([job for job in late if late[job] == mark_ms], mark_ms, why)
         return [job for job in late if not journal.is_done(job)]
 

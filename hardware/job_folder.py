@@ -25,8 +25,9 @@ SUFFIXES = {"onnxruntime": ".onnx", "ncnn": ".param", "mnn": ".mnn"}
 class JobProtocol(BaseModel):
     """How jobs are timed: each warms up for warmup_s, then runs for min_runs and min_s, but not beyond max_s.
 
-    After every sentinel_every jobs the sentinel is timed. Where it took longer than at its best by more than the
-    tolerance, or the clock fell by as much, the jobs are measured again up to `retries` times, after cooldown_s.
+    After every sentinel_every jobs the sentinel is timed. Where it took longer than its fastest quarter of readings by
+    more than the tolerance, or the clock fell by as much from its highest, the jobs are measured again up to `retries`
+    times, after cooldown_s.
     """
 
     model_config = STRICT

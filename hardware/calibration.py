@@ -23,6 +23,7 @@ import numpy.typing as npt
 from hardware.least_squares import nonnegative_least_squares
 from hardware.ncnn_layers import THREAD_GROUPS, Layer, moved_bytes, thread_group, work
 from hardware.published import PublishedRow
+from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
 
 Array = npt.NDArray[np.float64]
@@ -119,7 +120,8 @@ class Report:
 
     @property
     def spearman(self) -> float:
-        return spearman([row.published_ms for row in self.rows], [row.predicted_ms for row in self.rows])
+        found = spearman([row.published_ms for row in self.rows], [row.predicted_ms for row in self.rows])
+        return float("nan") if found is None else found
 
     @property
     def inside_ratios(self) -> tuple[float, float]:
@@ -297,19 +299,6 @@ def _macs_only(macs: Array, latencies: Array) -> float:
         slope, offset = nonnegative_least_squares(matrix, np.ones(len(rest)))
         errors.append(abs((slope * macs[index] + offset) / latencies[index] - 1))
     return float(100 * np.mean(errors))
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """The correlation of the ranks; ties share their mean rank; NaN where all of either are the same."""
-    one, other = (_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return float("nan")
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
 
 
 def report_text(report: Report) -> str:

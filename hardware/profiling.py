@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.attribution import OperatorTime, attributed
-from hardware.calibration import spearman
 from hardware.cost import node_macs
 from hardware.drift import slowness
 from hardware.graph import DeployGraph
@@ -30,6 +29,7 @@ from hardware.kernels import FusionRule, fuse, fused_chains, moved_elements
 from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.onnx_model import INPUT_NAME, OUTPUT_NAME
 from hardware.profiled_table import Certificate, Miss, ProfiledModel, ProfiledTable, TableIdentity
+from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
 from hardware.table_fit import NetworkTrace, fit_table
 
@@ -297,7 +297,7 @@ def certify(profile: Profile, model: ProfiledModel, times_ms: Mapping[str, Seque
         mape_percent=_percent(errors),
         within_5_percent=_percent(errors <= 0.05),
         within_10_percent=_percent(errors <= 0.1),
-        spearman=spearman(measured.tolist(), predicted.tolist()) if len(misses) > 1 else 0.0,
+        spearman=spearman(measured.tolist(), predicted.tolist()) or 0.0,
         low_ratio=float(np.quantile(ratios, 0.025)),
         high_ratio=float(np.quantile(ratios, 0.975)),
         fastest_ms=float(predicted.min()),

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from evaluators.rank_correlation import chance, spearman
+from hardware.rank_correlation import chance, spearman
 from nas.files import write_atomically
 from nas.front_picture import COLOURS, front_picture, svg
 from nas.members import read_front

@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from evaluators.first_look import PREFIX
 from evaluators.proxies import RankMix, choose_mix, rank_mix
-from evaluators.rank_correlation import drawn_cases, interval, kendall, kendall_drawn, spearman, spearman_drawn
 from evaluators.scores import SCORES, Score
+from hardware.rank_correlation import drawn_cases, interval, kendall, kendall_drawn, spearman, spearman_drawn
 from nas.settings import LEAST_TRUSTED
 
 MIX, FALLBACK = "mix", "macs"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluators.rank_correlation import ranks, spearman
+from hardware.rank_correlation import ranks, spearman
 
 # A mix grows as long as another proxy adds so much to its rank correlation, to at most so many.
 WORTH, LARGEST = 0.01, 4

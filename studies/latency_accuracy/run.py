@@ -14,10 +14,10 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from hardware.calibration import spearman
 from hardware.kernels import fuse
 from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.profiled_table import ProfiledTable
+from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
 from hardware.targets import load_target
 from hardware.transports import Local

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluators.rank_correlation import bootstrap, chance, kendall, spearman
+from hardware.rank_correlation import bootstrap, chance, kendall, spearman
 from searchspace.coverage import parse_layout
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.proxies import PROXIES, choose_mix, mean_ranks, rank_mix
-from evaluators.rank_correlation import bootstrap, kendall, spearman
+from hardware.rank_correlation import bootstrap, kendall, spearman
 
 HERE = Path(__file__).parent
 STEPS, LONGER_STEPS = 96, 288

@@ -21,8 +21,8 @@ SOURCE = Path(board.__file__)
 
 # All of Python 3.7's own that the runner may use: no package of a board has to be there but the runtime.
 ALLOWED = {
-    *("argparse", "bisect", "collections", "contextlib", "fcntl", "hashlib", "json", "math", "os", "pathlib", "platform"),
-    *("signal", "statistics", "subprocess", "sys", "tempfile", "time", "typing", "__future__"),
+    *("argparse", "bisect", "collections", "contextlib", "fcntl", "hashlib", "json", "math", "os", "pathlib"),
+    *("platform", "signal", "statistics", "subprocess", "sys", "tempfile", "time", "typing", "__future__"),
     *("onnxruntime", "ncnn", "MNN", "numpy"),
 }
 

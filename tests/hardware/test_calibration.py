@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.stats
 
 from hardware.boards import read_boards, read_calibration
 from hardware.calibration import (
@@ -18,7 +17,6 @@ from hardware.calibration import (
     read_benchmark,
     read_layers,
     report_text,
-    spearman,
 )
 from hardware.published import PublishedRow, read_published
 from hardware.strict_yaml import ConfigError
@@ -184,13 +182,6 @@ def test_a_network_that_was_not_counted_or_stands_twice_is_refused(
         calibrated(benchmark, [replace(first, network="lenet")], {first.target: False})
     with pytest.raises(ConfigError, match=f"{first.network} is published twice"):
         calibrated(benchmark, [first, first], {first.target: False})
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_spearman_agrees_with_scipy(ties: bool) -> None:
-    rng = np.random.default_rng(7)
-    first, second = rng.integers(0, 5 if ties else 10**9, (2, 40))
-    assert spearman(list(first), list(second)) == pytest.approx(scipy.stats.spearmanr(first, second).statistic)
 
 
 def test_summary_figures_of_a_report_by_hand() -> None:

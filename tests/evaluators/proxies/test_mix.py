@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluators.proxies.mix import choose_mix, mean_ranks, rank_mix
-from evaluators.rank_correlation import spearman
+from hardware.rank_correlation import spearman
 
 NETWORKS = [{"a": 1.0, "b": 50.0}, {"a": 2.0, "b": 40.0}, {"a": 2.0, "b": 10.0}, {"a": 6.0, "b": 20.0}]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from evaluators.rank_correlation import (
+from hardware.rank_correlation import (
     bootstrap,
     chance,
     drawn_cases,

@@ -10,14 +10,20 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from hardware.strict_yaml import ConfigError, load_yaml
 from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.device_commands import interval_text, predicted, print_kernels
 from nas.members import read_front
 from nas.problem import Problem
-from nas.settings import RUN_SETTINGS, STUDY_FILE, StudyDraft, StudySettings, read_study_file
+from nas.settings import (
+    RUN_SETTINGS,
+    STUDY_FILE,
+    StudyDraft,
+    StudySettings,
+    checked_settings,
+    extended_settings,
+    read_study_file,
+)
 from nas.study_table import study_target
 from nas.view import View, study_folder
 from searchspace.spaces import space_named
@@ -65,22 +71,6 @@ def default_name(draft: Mapping[str, Any]) -> str:
     text = f"{draft['target']}-{draft['budget']}-{data}"
     # As the pattern of `StudySettings.study` wants it; a folder of images may be called anything.
     return re.sub(r"[^A-Za-z0-9._-]", "-", text).lstrip("._-")[:80]
-
-
-def checked_settings(values: Mapping[str, Any]) -> StudySettings:
-    """The settings, or what is wrong with them in one line.
-
-    Raises:
-        ConfigError: a value breaks its rule.
-    """
-    try:
-        return StudySettings(**values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        flag = ".".join(map(str, first["loc"])).replace("_", "-")
-        message = first["msg"].removeprefix("Value error, ")
-        got = "" if "got" in message else f", got {first['input']!r}"
-        raise ConfigError(f"{flag}: {message}{got}") from error
 
 
 def _free_folder(studies: Path, settings: StudySettings) -> tuple[Path, StudySettings]:
@@ -154,13 +144,7 @@ def resume(name: str, more_trials: int | None, changed: Mapping[str, Any], *, ac
     from nas.driver import reopened
 
     folder = study_folder(name, view)
-    record = read_study_file(folder)
-    values = record.settings().model_dump() | {"time": None, "training_time": None} | dict(changed)
-    if more_trials is not None:
-        if more_trials < 1:
-            raise ConfigError(f"trials: at least 1 more, got {more_trials}")
-        values["trials"] = record.trials + more_trials
-    settings = checked_settings(values)
+    settings = extended_settings(read_study_file(folder), more_trials, changed)
     return _run(reopened(settings, folder, accept_table=accept_table), folder, view)
 
 

@@ -3,19 +3,23 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from nas.pace import Pace
 from nas.study import Progress as SearchProgress
 
 # Where the output is no terminal a line is printed at most this often.
 PLAIN_LINE_EVERY_S = 15.0
+
+# Columns of a terminal that has room for a long bar and the time beside what is said.
+WIDE = 120
 
 
 class QuietObserver:
@@ -35,16 +39,19 @@ class QuietObserver:
 class PlainObserver(QuietObserver):
     """A line on stderr now and then, for logs."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = -PLAIN_LINE_EVERY_S
+        self._pace = Pace(clock)
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
     def searching(self, progress: SearchProgress) -> None:
-        if progress.done == progress.total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
-            self._last = time.monotonic()
-            self.note(f"search: {progress.done} of {progress.total} candidates, {progress.rejected} over budget")
+        pace = self._pace.heard(progress)
+        if self._is_time(progress.done == progress.total):
+            words = [f"search: {progress.done} of {progress.total} candidates", pace, *_turned_down(progress)]
+            self.note(", ".join(filter(None, words)))
 
     def trusting(self, done: int, total: int) -> None:
         self.note(f"trust: {done} of {total} members trained")
@@ -53,24 +60,35 @@ class PlainObserver(QuietObserver):
         self.note(f"finalists: {done} of {total} trained")
 
     def measuring(self, done: int, total: int, left_s: float) -> None:
-        if done == total or time.monotonic() - self._last > PLAIN_LINE_EVERY_S:
-            self._last = time.monotonic()
+        if self._is_time(done == total):
             self.note(f"measuring: {done} of at most {total} models, {left_s:.0f} s left")
+
+    def _is_time(self, is_last: bool) -> bool:
+        now = self._clock()
+        if not is_last and now - self._last < PLAIN_LINE_EVERY_S:
+            return False
+        self._last = now
+        return True
 
 
 class BarObserver:
     """Progress bars on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        console = Console(stderr=True)
+        is_wide = console.width >= WIDE
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[extra]}"),
-            console=Console(stderr=True),
+            BarColumn(30 if is_wide else 8),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            *([TimeElapsedColumn()] if is_wide else []),
+            # Takes the room that is left, and is the one that is cut where that is too little.
+            TextColumn("{task.fields[extra]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            console=console,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._pace = Pace(clock)
 
     def __enter__(self) -> "BarObserver":
         self._progress.start()
@@ -85,7 +103,7 @@ class BarObserver:
         self._progress.console.print(text, highlight=False)
 
     def searching(self, progress: SearchProgress) -> None:
-        extra = f"{progress.rejected} over budget" + (f", {progress.failed} failed" if progress.failed else "")
+        extra = ", ".join(filter(None, [self._pace.heard(progress), *_turned_down(progress)]))
         self._show("searching", progress.done, progress.total, extra)
 
     def trusting(self, done: int, total: int) -> None:
@@ -101,6 +119,11 @@ class BarObserver:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total, extra="")
         self._progress.update(self._tasks[name], completed=done, total=total, extra=extra)
+
+
+def _turned_down(progress: SearchProgress) -> list[str]:
+    words = [f"{progress.rejected} over budget"]
+    return [*words, f"{progress.failed} failed"] if progress.failed else words
 
 
 Observer = QuietObserver | BarObserver

@@ -95,12 +95,14 @@ def reopened(settings: StudySettings, folder: Path, *, accept_table: bool = Fals
 
     Raises:
         ConfigError: something the study rests on has changed.
+        InfeasibleBudget: no member of the space keeps the budget that it is to have.
     """
     problem = resolve(settings, folder)
     record = read_study_file(folder)
     if accept_table:
         record = record.model_copy(update={"target_sha256": problem.target.sha256})
     check_same(record, problem)
+    check_budget(problem)  # before a run begins: what cannot be asked is no run that broke
     return problem
 
 
@@ -167,7 +169,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             logger.warning("%s", said)
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
-            fastest = check_budget(problem)  # before a change of the budget is written down
+            fastest = check_budget(problem)
         record = _extended(read_study_file(folder), problem, folder, observer)
         with _timed(seconds, "trust"):
             led = with_trust(problem, folder, record, executor, fastest, observer)

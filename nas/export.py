@@ -335,18 +335,18 @@ def _finished(work: _Work, study: TrainedStudy, plan: ExportPlan, out: Path) -> 
 
 @contextlib.contextmanager
 def set_aside(final: Path) -> Iterator[None]:
-    """Moves a folder out of the way until what takes its place has its name."""
+    """Moves a folder out of the way until what takes its place has its name, and back if that never comes."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.replace(old)
     try:
+        if final.exists():
+            final.replace(old)
         yield
-    except OSError:
-        if old.exists():
+    finally:
+        # Ctrl-C can come anywhere in between.
+        if old.exists() and not final.exists():
             old.replace(final)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _manifest(work: _Work, study: TrainedStudy, plan: ExportPlan) -> dict[str, Any]:

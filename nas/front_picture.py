@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nas.label_places import XY, Box, label_places
+
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 76, 22, 40, 52
+# A figure of the text, which stands on its line, and how far from its point a name needs no line to it.
+DIGIT, HIGH, NEAR = 8.2, 11, 18
 
 # Okabe and Ito's, which stay apart for colour-blind eyes and in grey; the marks differ in shape as well.
 COLOURS = {"ink": "#1b1f24", "faint": "#d5dae0", "front": "#d55e00", "other": "#0072b2", "paper": "#ffffff"}
@@ -69,7 +73,7 @@ def front_picture(finalists: Sequence[Mapping[str, Any]], on_front: set[int], bu
         parts.append(Words((point(latency, low)[0], HEIGHT - BOTTOM + 18), f"{latency:g}"))
     for value in _ticks(low, high, step):
         x, y = point(0, value)
-        parts += [Line((x, y), (WIDTH - RIGHT, y), "faint"), Words((x - 7, y + 4), f"{100 * value:.3g} %", "end")]
+        parts += [Line((x, y), (WIDTH - RIGHT, y), "faint"), Words((x - 7, y + 4), f"{100 * value:.6g} %", "end")]
     parts += [
         Line(point(0, low), point(longest, low), "ink"),
         Line(point(budget_ms, low), point(budget_ms, high), "ink", 1.2, is_dashed=True),
@@ -91,12 +95,44 @@ def front_picture(finalists: Sequence[Mapping[str, Any]], on_front: set[int], bu
         latency, value = each["latency_ms"], each["accuracy"]["value"]
         told = f"trial {each['trial']}: {value:.3f} at {latency['value']:.2f} ms"
         parts.append(Mark(places[each["trial"]], each["trial"] in on_front, told))
-    parts += [
-        Words((x + 2, y - 10), str(trial), "start" if x < WIDTH - RIGHT - 30 else "end")
-        for trial, (x, y) in places.items()
-        if trial in on_front
-    ]
+    parts += _names(parts, [(str(trial), place) for trial, place in places.items() if trial in on_front])
     return Picture("Accuracy of the finalists against their latency", tuple(parts))
+
+
+def _names(parts: Sequence[Line | Mark | Words], named: Sequence[tuple[str, XY]]) -> list[Line | Words]:
+    """The names of points beside all that is drawn already, with a line to its point for each that had to go far."""
+    taken = [_around(part.at, 6, 6) for part in parts if isinstance(part, Mark)]
+    taken += [_around_words(part) for part in parts if isinstance(part, Words)]
+    lines = [
+        Box(
+            min(part.start[0], part.end[0]) - 1,
+            min(part.start[1], part.end[1]) - 1,
+            max(part.start[0], part.end[0]) + 1,
+            max(part.start[1], part.end[1]) + 1,
+        )
+        for part in parts
+        if isinstance(part, Line) and part.role != "faint"
+    ]
+    room = Box(LEFT, 2, WIDTH - 2, HEIGHT - BOTTOM)
+    sizes = [(DIGIT * len(text), HIGH) for text, _ in named]
+    drawn: list[Line | Words] = []
+    found = label_places([at for _, at in named], sizes, taken, lines, room)
+    for (text, at), box in zip(named, found, strict=True):
+        end = box.nearest(at)
+        if math.dist(at, end) > NEAR:
+            drawn.append(Line(at, end, "ink", 0.7))
+        drawn.append(Words((box.left, box.bottom), text, "start"))
+    return drawn
+
+
+def _around(at: XY, across: float, down: float) -> Box:
+    return Box(at[0] - across, at[1] - down, at[0] + across, at[1] + down)
+
+
+def _around_words(words: Words) -> Box:
+    width = DIGIT * len(words.text)
+    left = words.at[0] - width * {"start": 0.0, "middle": 0.5, "end": 1.0}[words.anchor]
+    return Box(left, words.at[1] - HIGH, left + width, words.at[1])
 
 
 def _step(length: float) -> float:

@@ -3,14 +3,23 @@
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 
-from hardware.strict_yaml import load_yaml
+from hardware.strict_yaml import ConfigError, load_yaml
 from nas.files import write_atomically
 from nas.quantities import duration_s, latency_ms
 from nas.rungs import rungs_for
@@ -199,6 +208,38 @@ class StudyFile(StudySettings):
     def settings(self) -> StudySettings:
         """The settings alone."""
         return StudySettings(**{name: getattr(self, name) for name in StudySettings.model_fields})
+
+
+def checked_settings(values: Mapping[str, Any]) -> StudySettings:
+    """The settings, or what is wrong with them in one line.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
+    try:
+        return StudySettings(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        flag = ".".join(map(str, first["loc"])).replace("_", "-")
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if "got" in message else f", got {first['input']!r}"
+        raise ConfigError(f"{flag}: {message}{got}") from error
+
+
+def extended_settings(record: StudyFile, more_trials: int | None, changed: Mapping[str, Any]) -> StudySettings:
+    """The settings that a study goes on with: those it has, so many more trials, and what is changed besides.
+
+    Limits on time are of one run. None is no trial more.
+
+    Raises:
+        ConfigError: a value breaks its rule.
+    """
+    values = record.settings().model_dump() | {"time": None, "training_time": None} | dict(changed)
+    if more_trials is not None:
+        if more_trials < 1:
+            raise ConfigError(f"trials: at least 1 more, got {more_trials}")
+        values["trials"] = record.trials + more_trials
+    return checked_settings(values)
 
 
 def read_study_file(folder: Path) -> StudyFile:

@@ -101,13 +101,20 @@ class TooManyFailures(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a search is."""
+    """How far a search is.
+
+    `kept` of the trials that are done are from runs before. `best` is the highest score and that network's expected
+    latency in ms, None before there is one; `until_s` is when on the monotonic clock its time is up, None without one.
+    """
 
     done: int
     total: int
     rejected: int
     duplicates: int
     failed: int
+    kept: int
+    best: tuple[float, float] | None
+    until_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +189,8 @@ class Search:
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()
         self._out: dict[int, _Pending] = {}
+        self._best: tuple[float, float] | None = None
+        self._deadline: float | None = None
 
     @property
     def results(self) -> ResultStore:
@@ -205,13 +214,13 @@ class Search:
             ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
         """
         settings = self._problem.settings
-        deadline = None if settings.time_s is None else time.monotonic() + settings.time_s - spent_s
+        self._deadline = None if settings.time_s is None else time.monotonic() + settings.time_s - spent_s
         self._ground.fastest = fastest
         self._enqueue_starts()
         asked, ended = 0, "all trials done"
         while True:
             while asked < settings.trials and len(self._window) < settings.window:
-                if deadline is not None and time.monotonic() > deadline:
+                if self._deadline is not None and time.monotonic() > self._deadline:
                     ended, asked = f"time is up ({settings.time})", settings.trials
                     break
                 try:
@@ -274,6 +283,8 @@ class Search:
             for name, value in known.items():
                 trial.set_user_attr(name, value)
             self._sampling.tell_scored(trial, score, cost.latency.value_ms)
+            if cost.latency.high_ms <= self._problem.settings.budget_ms and (not self._best or score > self._best[0]):
+                self._best = score, cost.latency.value_ms
         number = self._keep(self._sampling.frozen(trial))
         self._evaluated.append(Evaluated(number, proposal.spec, proposal.arch_id, cost, outcome, score))
         recent = self._evaluated[-FAILURES_AMONG:]
@@ -302,4 +313,7 @@ class Search:
             rejected=self._proposer.rejected,
             duplicates=self._proposer.duplicates,
             failed=sum(candidate.score is None for candidate in self._evaluated),
+            kept=len(self._kept),
+            best=self._best,
+            until_s=self._deadline,
         )

@@ -4,7 +4,7 @@ import hashlib
 import importlib.resources
 import logging
 import mimetypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -14,13 +14,13 @@ from urllib.parse import parse_qs
 from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
-from nas.export_formats import FORMATS
 from nas.members import FRONT_JSON, read_front
 from nas.report import REPORT
 from nas.settings import StudyFile, read_study_file
 from nas.web.anatomy import Anatomy, anatomy
 from nas.web.downloads import ARCHIVE, export_archive, file_to_send, model_downloads, study_downloads
 from nas.web.export_job import read_state
+from nas.web.forms import extension, wanted_formats
 from nas.web.guard import LOOK_ONLY, Denied, Guard
 from nas.web.markup import element
 from nas.web.optuna_pages import OWN_PATHS, OptunaPages
@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 # A form of ours is far smaller.
 LARGEST_FORM_BYTES = 4096
-MOST_TRIALS = 100_000
 CHUNK_BYTES = 65_536
 
 Headers = dict[str, str]
@@ -158,7 +157,7 @@ class App:
     def _answer(self, request: Request) -> Answer:
         if request.method == "POST":
             match request.way:
-                case ("studies", name, "resume" | "extend" | "stop" | "export" as action):
+                case ("studies", name, "resume" | "extend" | "stop" | "export" | "cancel" as action):
                     return self._act(name, action, request)
         elif request.method in LOOK_ONLY:
             match request.way:
@@ -270,25 +269,17 @@ class App:
             case "stop":
                 self._runs.stop(folder)
             case "resume":
-                self._runs.resume(folder, None)
+                self._runs.resume(folder, {})
             case "extend":
-                self._runs.resume(folder, _more_trials(form.get("trials", "")))
+                self._runs.resume(folder, extension(form, read_study_file(folder)))
+            case "cancel":
+                self._runs.cancel_export(folder)
             case "export":
-                formats = _wanted_formats(form)
+                formats = wanted_formats(form)
                 if not (folder / FRONT_JSON).exists():
                     raise Refused(f"{name} has no front yet; resume it to its end first")
                 self._runs.export(folder, formats, int8="int8" in form)
-        said = {"stop": "stopped", "resume": "resumed", "extend": "extended", "export": "exporting"}[action]
-        return Answer(303, {"Location": f"{study_url(name)}?said={said}"})
-
-
-def _wanted_formats(form: Mapping[str, str]) -> list[str]:
-    formats = [name for name in FORMATS if name in form]
-    if not formats:
-        raise Denied(400, f"formats: at least one of {', '.join(FORMATS)}")
-    if "int8" in form and "onnx" not in form:
-        raise Denied(400, "int8: made of the ONNX model, so onnx has to be among the formats")
-    return formats
+        return Answer(303, {"Location": f"{study_url(name)}?said={action}"})
 
 
 def _trial_of(trials: Sequence[FrozenTrial], number: int, name: str) -> FrozenTrial:
@@ -304,12 +295,6 @@ def _drawn(record: StudyFile, trial: FrozenTrial, folder: Path | None) -> Anatom
         return anatomy(record, trial, folder)
     except ConfigError as error:
         return str(error)
-
-
-def _more_trials(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:9]) <= MOST_TRIALS):
-        raise Denied(400, f"trials: a whole number from 1 to {MOST_TRIALS}, got {text[:20]!r}")
-    return int(text)
 
 
 def _request(environ: dict[str, Any]) -> Request:

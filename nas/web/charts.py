@@ -217,7 +217,7 @@ def _budget_line(plot: Plot, budget_ms: float) -> Markup:
     return joined(
         element("path", d=f"M{x:.1f} {TOP}V{plot.size[1] - BOTTOM}", class_="budget"),
         element(
-            "text", f"budget {budget_ms:g} ms", x=f"{x - 4:.1f}", y=TOP + 2, text_anchor="end", class_="budget-text"
+            "text", f"budget {budget_ms:g} ms", x=f"{x - 4:.1f}", y=TOP - 8, text_anchor="end", class_="budget-text"
         ),
     )
 

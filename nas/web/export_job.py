@@ -3,7 +3,7 @@
     python -m nas.web.export_job STUDY_FOLDER onnx,ncnn [--int8]
 
 It outlives the page that started it. The folder is put into its place whole, so that what lies there is always one
-export from beginning to end; `export.json` beside it says how far the job is, or how it ended.
+export from beginning to end; `export.json` beside it says how far the job is, or how it ended. SIGTERM cancels it.
 """
 
 import argparse
@@ -12,15 +12,18 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 from hardware.strict_yaml import ConfigError
+from nas.cli import BROKE, DONE, INTERRUPTED
 from nas.export import Exported, ExportPlan, chosen_trials, export_members, open_trained, set_aside
 from nas.export_formats import formats_named
 from nas.files import write_atomically
@@ -39,7 +42,8 @@ logger = logging.getLogger(__name__)
 class ExportState:
     """How an export got on: `doing` what is at work, `ended` None and `failure` None as long as it runs.
 
-    `problems` are formats that were left out of members, `failure` why there is no export at all.
+    `problems` are formats that were left out of members, `failure` why there is no export at all where it was not
+    cancelled.
     """
 
     formats: tuple[str, ...]
@@ -50,6 +54,7 @@ class ExportState:
     ended: str | None = None
     problems: tuple[str, ...] = ()
     failure: str | None = None
+    cancelled: bool = False
 
 
 def read_state(folder: Path) -> ExportState | None:
@@ -79,6 +84,8 @@ def run(folder: Path, formats: str, *, int8: bool) -> ExportState:
             exported = _export(folder, state)
             problems = tuple(problem for each in exported for problem in each.problems)
             state = replace(state, members=sum(each.folder is not None for each in exported), problems=problems)
+        except KeyboardInterrupt:
+            state = replace(state, cancelled=True)
         except Exception as error:
             # Nobody waits for this process: what went wrong is told on the page.
             logger.exception("export failed")
@@ -124,6 +131,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _cancel(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # pressed twice, it is still cancelled once
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """What the command line at the top does; 0 where there is an export."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,10 +144,11 @@ def main() -> int:
     parser.add_argument("--int8", action="store_true")
     options = parser.parse_args()
     os.nice(3)  # studies that train go first
+    signal.signal(signal.SIGTERM, _cancel)
     state = run(options.folder, options.formats, int8=options.int8)
     how = f"failed: {state.failure}" if state.failure else f"done: {state.members} members"
-    add_line(options.folder, f"dashboard: export {how}")
-    return 1 if state.failure else 0
+    add_line(options.folder, f"dashboard: export {'cancelled' if state.cancelled else how}")
+    return INTERRUPTED if state.cancelled else BROKE if state.failure else DONE
 
 
 if __name__ == "__main__":

@@ -6,19 +6,25 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from nas.export_formats import FORMATS, Format
+from nas.pace import duration
+from nas.settings import StudyFile
 from nas.web.charts import hypervolume_chart, legend, search_chart, trained_chart
 from nas.web.downloads import Download
 from nas.web.export_job import ExportState
 from nas.web.markup import Markup, element, joined, table
-from nas.web.studies import Live, Overview, Point, age, duration
+from nas.web.studies import Live, Overview, Point, age
 
 # What is said after a button was pressed; only these, never words from the address.
 SAID = {
-    "resumed": "The study is being taken up again; that takes a few seconds.",
-    "extended": "The study goes on with more trials; that takes a few seconds.",
-    "exporting": "The front is being exported; its state is below.",
-    "stopped": "The study was asked to stop; it ends after what it is doing.",
+    "resume": "The study is being taken up again; that takes a few seconds.",
+    "extend": "The study is being taken up again as more than it was; that takes a few seconds.",
+    "export": "The front is being exported; its state is below.",
+    "cancel": "The export was asked to end; what it has written is taken away.",
+    "stop": "The study was asked to stop; it ends after what it is doing.",
 }
+
+# How a command says in the log why it came to nothing.
+COMMAND_SAYS = "nas: "
 
 
 def study_url(name: str, *parts: object) -> str:
@@ -125,7 +131,7 @@ def study_page(live: Live, token: str, take_home: TakeHome, said: str, optuna_id
     name = overview.name
     notice = element("p", SAID[said], class_="notice", role="status") if said in SAID else ""
     parts: list[object] = [element("h1", name), notice, _section("facts", None, _facts(overview))]
-    parts.append(_section("actions", None, _buttons(overview, token)))
+    parts.append(_section("actions", None, _last_words(live), _buttons(overview, token)))
     if overview.record is None:
         parts.append(element("p", overview.trouble or "", class_="bad", role="alert"))
     else:
@@ -225,6 +231,14 @@ def _facts(overview: Overview) -> Markup:
     return facts(pairs)
 
 
+def _last_words(live: Live) -> Markup:
+    """Why what was started here last came to nothing, until something else happens to the study."""
+    last = live.log[-1] if live.log else ""
+    if live.overview.state in ("running", "starting") or not last.startswith(COMMAND_SAYS):
+        return Markup()
+    return element("p", last.removeprefix(COMMAND_SAYS), class_="bad", role="alert", id="last-words")
+
+
 def _bar(done: int, total: int) -> Markup:
     return element("progress", f"{done} of {total}", value=min(done, total), max=total, aria_label="trials done")
 
@@ -240,27 +254,30 @@ def _buttons(overview: Overview, token: str) -> Markup:
         forms.append(
             _form(name, "resume", token, element("button", "Resume", id="resume", aria_label=f"Resume {name}{total}"))
         )
-    more = element(
-        "input",
-        type="number",
-        name="trials",
-        value=20,
-        min=1,
-        max=100_000,
-        id="more",
-        required=True,
-        aria_label="How many more trials",
-    )
-    forms.append(
-        _form(
-            name,
-            "extend",
-            token,
-            element("label", "by ", more, " trials", for_="more"),
-            element("button", "Extend", id="extend", aria_label=f"Extend {name}"),
-        )
-    )
+    if record is not None:
+        forms.append(_extend_form(name, record, token))
     return element("div", *forms, class_="buttons")
+
+
+def _extend_form(name: str, record: StudyFile, token: str) -> Markup:
+    """More of a study; what is left as it is stays as it is."""
+    more = _field("trials", "", "how many more trials", type="number", min=1, placeholder=0)
+    finalists = _field("finalists", record.finalists, "how many finalists", type="number", min=1)
+    budget = _field("budget", record.budget, "the most a network may take, such as 5ms", type="text", maxlength=40)
+    fields = element(
+        "fieldset",
+        element("legend", "Go on as more than it is"),
+        element("label", "by ", more, " trials", for_="more-trials"),
+        element("label", "to ", finalists, " finalists", for_="more-finalists"),
+        element("label", "within ", budget, for_="more-budget"),
+    )
+    return _form(name, "extend", token, fields, element("button", "Extend", id="extend", aria_label=f"Extend {name}"))
+
+
+def _field(name: str, value: str | int, label: str, **attributes: str | int) -> Markup:
+    return element(
+        "input", name=name, value=value, id=f"more-{name}", aria_label=label, autocomplete="off", **attributes
+    )
 
 
 def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]:
@@ -269,7 +286,11 @@ def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]
     state = take_home.state
     if take_home.is_exporting:
         doing = f": {state.doing} for {state.members} networks" if state is not None and state.doing else ""
-        return [element("p", f"The front is being exported{doing}.", role="status", class_="notice", id="exporting")]
+        cancel = element("button", "Cancel", id="cancel", aria_label=f"Cancel the export of {overview.name}")
+        return [
+            element("p", f"The front is being exported{doing}.", role="status", class_="notice", id="exporting"),
+            _form(overview.name, "cancel", token, cancel),
+        ]
     if state is not None:
         parts += _export_outcome(state)
     if overview.state in ("running", "starting"):
@@ -283,6 +304,8 @@ def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]
 
 def _export_outcome(state: ExportState) -> list[Markup]:
     what = ", ".join([*state.formats, *(["int8"] if state.int8 else [])])
+    if state.cancelled:
+        return [hint(f"The export of {what} was cancelled; nothing of it was kept.")]
     if state.ended is None:
         return [element("p", f"The export of {what} was cut short; nothing of it was kept.", class_="bad")]
     if state.failure is not None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nas.storage import LOCK
@@ -17,6 +17,9 @@ from nas.study_log import LOG, add_line
 from nas.web.export_job import LOCK as EXPORT_LOCK
 
 LOCKS = Path("/proc/locks")
+
+# What `nas resume` can be given here, and how that is said in the log.
+MORE = {"trials": "by {} trials", "finalists": "to {} finalists", "budget": "to a budget of {}"}
 
 
 class Refused(Exception):
@@ -76,8 +79,8 @@ class Runs:
         child = self._children.get(folder)
         return "starting" if child is not None and child.poll() is None else None
 
-    def resume(self, folder: Path, more_trials: int | None) -> None:
-        """Starts `nas resume` for the study: to its total, or so many trials more.
+    def resume(self, folder: Path, more: Mapping[str, str]) -> None:
+        """Starts `nas resume` for the study: to its total, or to more than it was, by the flags in `more`.
 
         Raises:
             Refused: the study runs, or starts already.
@@ -86,9 +89,9 @@ class Runs:
             state = self.state(folder)
             if state is not None:
                 raise Refused(f"{folder.name} is {state} already; a study has one driver at a time")
-            pressed = "Resume" if more_trials is None else f"Extend by {more_trials} trials"
-            add_line(folder, f"dashboard: {pressed} was pressed")
-            self._children[folder] = _started(resume_command(folder, more_trials), folder)
+            words = ", ".join(MORE[name].format(value) for name, value in more.items())
+            add_line(folder, f"dashboard: {f'Extend {words}' if more else 'Resume'} was pressed")
+            self._children[folder] = _started(resume_command(folder, more), folder)
 
     def is_exporting(self, folder: Path) -> bool:
         """Whether the study's front is being exported, by whomever."""
@@ -110,6 +113,18 @@ class Runs:
             add_line(folder, f"dashboard: Export of {what} was pressed")
             self._exports[folder] = _started(export_command(folder, formats, int8=int8), folder)
 
+    def cancel_export(self, folder: Path) -> None:
+        """Asks the export of the study's front to end and to take away what it has written.
+
+        Raises:
+            Refused: there is none, or it is that of someone whose processes are not ours to stop.
+        """
+        with self._lock:
+            if not self.is_exporting(folder):
+                raise Refused(f"{folder.name} is not being exported, so there is nothing to cancel")
+            add_line(folder, "dashboard: Cancel of the export was pressed")
+            _end(folder / EXPORT_LOCK, self._exports.get(folder))
+
     def stop(self, folder: Path) -> None:
         """Asks the driver of the study to end, as Ctrl-C does.
 
@@ -117,30 +132,29 @@ class Runs:
             Refused: nobody drives it, or someone whose processes are not ours to stop.
         """
         with self._lock:
-            driver = driver_of(folder)
-            child = self._children.get(folder)
-            if driver is None and (child is None or child.poll() is not None):
+            if self.state(folder) is None:
                 raise Refused(f"{folder.name} does not run, so there is nothing to stop")
             add_line(folder, "dashboard: Stop was pressed")
-            if driver is None:
-                assert child is not None
-                child.terminate()
-                return
-            try:
-                _end(driver, folder)
-            except PermissionError as error:
-                raise Refused(f"process {driver} drives {folder.name} and belongs to another user") from error
+            _end(folder / LOCK, self._children.get(folder))
 
 
-def _end(driver: int, folder: Path) -> None:
+def _end(lock: Path, child: subprocess.Popen[bytes] | None) -> None:
+    """Asks the process that holds a lock to end, or the one started here that does not hold it yet."""
+    holder = holder_of(lock)
+    if holder is None:
+        if child is not None:
+            child.terminate()  # which does nothing to one that has ended
+        return
     try:
-        handle = os.pidfd_open(driver)
+        handle = os.pidfd_open(holder)
     except ProcessLookupError:
         return
     try:
-        # Only now is it certain that the number still belongs to the driver and will go on doing so.
-        if driver_of(folder) == driver:
+        # Only now is it certain that the number still belongs to the holder and will go on doing so.
+        if holder_of(lock) == holder:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
+    except PermissionError as error:
+        raise Refused(f"process {holder} is at work on {lock.parent.name} and belongs to another user") from error
     finally:
         os.close(handle)
 
@@ -164,7 +178,7 @@ def export_command(folder: Path, formats: Sequence[str], *, int8: bool) -> list[
     return [*command, "--int8"] if int8 else command
 
 
-def resume_command(folder: Path, more_trials: int | None) -> list[str]:
+def resume_command(folder: Path, more: Mapping[str, str]) -> list[str]:
     """What a person would type."""
     command = [sys.executable, "-m", "nas", "resume", str(folder), "--quiet"]
-    return command if more_trials is None else [*command, "--trials", str(more_trials)]
+    return [*command, *(f"--{name}={value}" for name, value in more.items())]

@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial
 from hardware.strict_yaml import ConfigError
 from nas.ladder import is_whole_training
 from nas.members import FRONT_JSON, read_front
+from nas.pace import RATE_OVER
 from nas.pareto import Point as Pair
 from nas.pareto import dominates, front
 from nas.settings import STUDY_FILE, StudyFile, read_study_file
@@ -32,9 +33,6 @@ from nas.web.runs import Runs
 
 # A name that cannot lead anywhere but into the folder of studies.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-# The rate of a search is that of its last so many trials.
-RATE_OVER = 30
 
 LOG_LINES = 40
 LOG_BYTES = 16_384
@@ -403,13 +401,6 @@ def age(created: str, now: datetime | None = None) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit}"
     return "now"
-
-
-def duration(seconds: float) -> str:
-    """A time to wait, in two figures at most."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

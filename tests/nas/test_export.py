@@ -24,7 +24,7 @@ from hardware.strict_yaml import ConfigError
 from nas import export as exporting
 from nas import export_formats
 from nas.cli import BROKEN_CERTIFICATE, DONE, WRONG_INPUT, main
-from nas.export import compared
+from nas.export import compared, set_aside
 from nas.web.export_job import EXPORTED, read_state
 from nas.web.export_job import LOCK as EXPORT_LOCK
 from nas.web.export_job import run as run_export
@@ -542,3 +542,19 @@ def test_what_cannot_be_compared_is_not_the_same(wrong):
     assert found["same"] is False
     assert found["why"]
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("error", [None, OSError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("was_there", [True, False])
+def test_a_folder_that_is_replaced_is_whole_however_that_ends(tmp_path, error, was_there):
+    final, new = tmp_path / "7", tmp_path / "new"
+    for folder in [new, *([final] if was_there else [])]:
+        folder.mkdir()
+        (folder / "model.onnx").write_text(folder.name)
+    with contextlib.nullcontext() if error is None else pytest.raises(type(error)), set_aside(final):
+        assert not final.exists()
+        if error is not None:
+            raise error
+        new.replace(final)
+    names = {"7": "new"} if error is None else {"7": "7", "new": "new"} if was_there else {"new": "new"}
+    assert {path.name: (path / "model.onnx").read_text() for path in tmp_path.iterdir()} == names

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -15,6 +16,7 @@ from nas.web.app import App
 from nas.web.guard import Guard
 from nas.web.optuna_pages import OptunaPages
 from nas.web.runs import Runs
+from nas.web.server import make
 from nas.web.studies import Studies
 from tests.nas.conftest import StudyExecutor
 
@@ -81,14 +83,17 @@ class RecordedRuns(Runs):
         super().__init__()
         self.asked = []
 
-    def resume(self, folder, more_trials):
-        self.asked.append(("resume", folder.name, more_trials))
+    def resume(self, folder, more):
+        self.asked.append(("resume", folder.name, more))
 
     def stop(self, folder):
         self.asked.append(("stop", folder.name))
 
     def export(self, folder, formats, *, int8):
         self.asked.append(("export", folder.name, tuple(formats), int8))
+
+    def cancel_export(self, folder):
+        self.asked.append(("cancel", folder.name))
 
 
 def searched(problem, fastest, studies, executor, **settings):
@@ -127,3 +132,20 @@ def client_of():
 @pytest.fixture
 def client(client_of, finished):
     return client_of(finished)
+
+
+@pytest.fixture
+def serve():
+    """A server that listens, over a folder of studies."""
+    servers = []
+
+    def start(studies, **options):
+        server = make(Guard("127.0.0.1", options.get("password")), 0, studies, None, False)
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -1,6 +1,7 @@
 """What the addresses answer: pages, files, actions, and everything that must not be had."""
 
 import fcntl
+import html
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from io import BytesIO
 
 import pytest
 
+from nas.cli import WRONG_INPUT, main
 from nas.storage import JOURNAL
 from nas.web import pages
 from nas.web.export_job import EXPORTED, STATE
@@ -189,14 +191,15 @@ def export_part(text):
     ("state", "words"),
     [
         (
-            {"ended": "2026-11-20T10:00:00+00:00", "members": 2},
+            ENDED | {"members": 2},
             "Exported 2026-11-20 10:00 UTC: onnx, ncnn of 2 networks.",
         ),
         (
-            {"ended": "2026-11-20T10:00:00+00:00", "members": 2, "problems": ["trial 3: ncnn: wrong"]},
+            ENDED | {"members": 2, "problems": ["trial 3: ncnn: wrong"]},
             "Left out: trial 3",
         ),
-        ({"ended": "2026-11-20T10:00:00+00:00", "failure": "no front"}, "failed: no front"),
+        (ENDED | {"failure": "no front"}, "failed: no front"),
+        (ENDED | {"cancelled": True}, "The export of onnx, ncnn was cancelled; nothing of it was kept."),
         ({}, "was cut short; nothing of it was kept"),
     ],
 )
@@ -218,8 +221,9 @@ def test_while_an_export_is_at_work_the_page_says_what_it_does(client_of, studie
         fcntl.flock(lock, fcntl.LOCK_EX)
         part = export_part(client.get("/studies/mine").text)
         assert "being exported: onnx for 3 networks" in part
-        assert "<form" not in part
-    assert "<form" in export_part(client.get("/studies/mine").text)
+        assert re.findall(r'<form [^>]*action="([^"]*)"', part) == ["/studies/mine/cancel"]
+    part = export_part(client.get("/studies/mine").text)
+    assert re.findall(r'<form [^>]*action="([^"]*)"', part) == ["/studies/mine/export"]
 
 
 @pytest.mark.parametrize(
@@ -382,20 +386,21 @@ def test_a_study_that_grows_is_seen_growing(client_of, tmp_path, problem, fastes
 
 
 @pytest.mark.parametrize(
-    ("action", "form", "asked", "said"),
+    ("action", "form", "asked"),
     [
-        ("resume", {}, ("resume", "mine", None), "resumed"),
-        ("extend", {"trials": "7"}, ("resume", "mine", 7), "extended"),
-        ("stop", {}, ("stop", "mine"), "stopped"),
-        ("export", {"onnx": "on", "mnn": "on"}, ("export", "mine", ("onnx", "mnn"), False), "exporting"),
-        ("export", {"onnx": "on", "int8": "on"}, ("export", "mine", ("onnx",), True), "exporting"),
+        ("resume", {}, ("resume", "mine", {})),
+        ("extend", {"trials": "7"}, ("resume", "mine", {"trials": "7"})),
+        ("stop", {}, ("stop", "mine")),
+        ("export", {"onnx": "on", "mnn": "on"}, ("export", "mine", ("onnx", "mnn"), False)),
+        ("export", {"onnx": "on", "int8": "on"}, ("export", "mine", ("onnx",), True)),
+        ("cancel", {}, ("cancel", "mine")),
     ],
 )
-def test_buttons_do_what_they_say_and_lead_back(client, action, form, asked, said):
+def test_buttons_do_what_they_say_and_lead_back(client, action, form, asked):
     got = client.post(f"/studies/mine/{action}", form | {"token": client.guard.token})
     assert client.runs.asked == [asked]
-    assert (got.status, got.headers["Location"]) == (303, f"/studies/mine?said={said}")
-    assert pages.SAID[said] in client.get(got.headers["Location"]).text
+    assert (got.status, got.headers["Location"]) == (303, f"/studies/mine?said={action}")
+    assert pages.SAID[action] in client.get(got.headers["Location"]).text
 
 
 def test_the_page_carries_the_token_that_its_buttons_need(client):
@@ -420,22 +425,82 @@ def test_the_page_carries_the_token_that_its_buttons_need(client):
         ({"token": None}, {"REQUEST_METHOD": "DELETE"}, 405),
     ],
 )
-@pytest.mark.parametrize("action", ["resume", "extend", "stop"])
+@pytest.mark.parametrize("action", ["resume", "extend", "stop", "export", "cancel"])
 def test_nothing_is_done_for_a_request_from_elsewhere(client, action, form, changes, status):
     form = {name: client.guard.token if value is None else value for name, value in form.items()}
-    assert client.post(f"/studies/mine/{action}", {"trials": "1"} | form, **changes).status == status
+    assert client.post(f"/studies/mine/{action}", {"trials": "1", "onnx": "on"} | form, **changes).status == status
     assert client.runs.asked == []
 
 
-@pytest.mark.parametrize("trials", ["", "0", "-1", "1.5", "100001", "9" * 30, "\N{SUPERSCRIPT TWO}", "x"])
-def test_a_study_is_extended_by_a_number_of_trials_only(client, trials):
-    got = client.post("/studies/mine/extend", {"token": client.guard.token, "trials": trials})
-    assert got.status == 400
-    assert client.runs.asked == []
+def field(text, name):
+    (found,) = set(re.findall(rf'<input [^>]*name="{name}"[^>]*>', text))
+    return re.search(r'value="([^"]*)"', found)[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"trials": "7"}, {"trials": "7"}),
+        ({"finalists": "5"}, {"finalists": "5"}),
+        ({"budget": "60ms"}, {"budget": "60ms"}),
+        (
+            {"trials": " 2 ", "finalists": "2", "budget": " 0.05\n s "},
+            {"trials": "2", "finalists": "2", "budget": "0.05 s"},
+        ),
+        ({"trials": "1", "budget": "0.1s"}, {"trials": "1"}),  # what the study has, in another unit
+        ({"trials": "1", "finalists": "", "budget": ""}, {"trials": "1"}),
+    ],
+)
+def test_a_study_is_extended_by_what_was_changed_of_what_the_page_shows(client, changes, flags):
+    text = client.get("/studies/mine").text
+    form = {name: field(text, name) for name in ("token", "trials", "finalists", "budget")}
+    assert (form["trials"], form["finalists"], form["budget"]) == ("", "3", "100ms")
+    assert client.post("/studies/mine/extend", form | changes).status == 303
+    assert client.runs.asked == [("resume", "mine", flags)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("trials", "0"), ("trials", "-1"), ("finalists", "0"), ("finalists", "-3"), ("budget", "5"), ("budget", "0ms")],
+)
+def test_what_is_no_extension_is_refused_in_the_words_of_the_command_line(client, capsys, name, value):
+    assert main(["resume", "mine", f"--{name}={value}", "--out", str(client.studies.root)]) == WRONG_INPUT
+    words = capsys.readouterr().err.removeprefix("nas: ").strip()
+    got = client.post("/studies/mine/extend", {"token": client.guard.token, name: value})
+    assert (got.status, client.runs.asked) == (400, [])
+    assert words
+    assert words in html.unescape(got.text)
+
+
+@pytest.mark.parametrize("name", ["trials", "finalists"])
+@pytest.mark.parametrize("value", ["1.5", "9" * 30, "\N{SUPERSCRIPT TWO}", "x", "1 --budget=1s"])
+def test_a_study_is_extended_by_whole_numbers_only(client, name, value):
+    got = client.post("/studies/mine/extend", {"token": client.guard.token, name: value})
+    assert (got.status, client.runs.asked) == (400, [])
+    assert f"{name}: a whole number, got " in got.text
+
+
+@pytest.mark.parametrize("form", [{}, {"trials": ""}, {"finalists": "3", "budget": "100ms"}])
+def test_an_extension_by_nothing_says_what_may_be_given(client, form):
+    got = client.post("/studies/mine/extend", form | {"token": client.guard.token})
+    assert (got.status, client.runs.asked) == (400, [])
+    assert "give more trials, other finalists or another budget" in got.text
+
+
+def test_why_a_run_came_to_nothing_is_said_until_something_else_happens(client_of, studies):
+    client, log = client_of(studies), studies / "mine" / "log.txt"
+    assert 'id="last-words"' not in client.get("/studies/mine").text
+    with log.open("a") as file:
+        file.write("nas: no network of space edge-small keeps <1us>\n")
+    said = re.search(r'<p [^>]*role="alert" id="last-words">(.*?)</p>', client.get("/studies/mine").text)
+    assert said[1] == "no network of space edge-small keeps &lt;1us&gt;"
+    with log.open("a") as file:
+        file.write("2026-11-20 10:00:00 dashboard: Resume was pressed\n")
+    assert 'id="last-words"' not in client.get("/studies/mine").text
 
 
 def test_what_is_refused_is_said(client, monkeypatch):
-    def refuse(folder, more_trials):
+    def refuse(folder, more):
         raise Refused("mine is running already; a study has one driver at a time")
 
     monkeypatch.setattr(client.runs, "resume", refuse)

@@ -134,7 +134,7 @@ def test_a_study_is_watched_stopped_resumed_and_taken_home(tmp_path, browser):
         assert trials(browser) == TOTAL
         assert browser.value("document.querySelectorAll('#trained .for-wide a').length") == 1
 
-        browser.value("document.querySelector('#more').value = 2")
+        browser.value("document.querySelector('#more-trials').value = 2")
         browser.press("#extend")
         wait_for_state(browser, "running")
         wait_for_state(browser, "finished")

@@ -86,6 +86,17 @@ def test_a_run_is_stopped_as_ctrl_c_would_and_the_press_is_kept(tmp_path, holder
     assert (tmp_path / LOG).read_text().endswith(" dashboard: Stop was pressed\n")
 
 
+def test_a_process_of_another_user_is_refused_by_name(tmp_path, monkeypatch, holder):
+    def refuse(handle, number):
+        raise PermissionError
+
+    monkeypatch.setattr("signal.pidfd_send_signal", refuse)
+    with pytest.raises(
+        Refused, match=f"process {holder.pid} is at work on {tmp_path.name} and belongs to another user"
+    ):
+        Runs().stop(tmp_path)
+
+
 def test_a_study_that_does_not_run_cannot_be_stopped(tmp_path):
     (tmp_path / LOCK).write_text(str(os.getpid()))
     with pytest.raises(Refused, match="nothing to stop"):
@@ -96,17 +107,17 @@ def test_a_study_that_does_not_run_cannot_be_stopped(tmp_path):
 def test_a_study_that_runs_is_not_started_again(tmp_path, holder, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *given, **options: pytest.fail("a second driver was started"))
     with pytest.raises(Refused, match="running already; a study has one driver at a time"):
-        Runs().resume(tmp_path, None)
+        Runs().resume(tmp_path, {})
     assert not (tmp_path / LOG).exists()
 
 
 def test_a_study_that_is_starting_is_not_started_again_and_can_be_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "resume_command", lambda *given: [sys.executable, "-c", "import time; time.sleep(60)"])
     runs = Runs()
-    runs.resume(tmp_path, None)
+    runs.resume(tmp_path, {})
     assert runs.state(tmp_path) == "starting"
     with pytest.raises(Refused, match="starting already"):
-        runs.resume(tmp_path, 5)
+        runs.resume(tmp_path, {"trials": "5"})
     runs.stop(tmp_path)
     wait_for(lambda: runs.state(tmp_path) is None)
     pressed = [line.split("dashboard: ")[1] for line in (tmp_path / LOG).read_text().splitlines()]
@@ -115,24 +126,24 @@ def test_a_study_that_is_starting_is_not_started_again_and_can_be_stopped(tmp_pa
 
 def test_what_ends_a_run_before_it_begins_is_in_the_log(tmp_path):
     runs = Runs()
-    runs.resume(tmp_path, 3)  # where there is no study
+    runs.resume(tmp_path, {"trials": "3", "finalists": "6", "budget": "4ms"})  # where there is no study
     wait_for(lambda: runs.state(tmp_path) is None)
     text = (tmp_path / LOG).read_text()
-    assert "dashboard: Extend by 3 trials was pressed" in text
+    assert "dashboard: Extend by 3 trials, to 6 finalists, to a budget of 4ms was pressed" in text
     assert "nas: study: no study" in text
 
 
 def test_a_run_begins_as_a_person_would_begin_it():
     folder = Path("/studies/mine")
-    assert resume_command(folder, None)[1:] == ["-m", "nas", "resume", "/studies/mine", "--quiet"]
-    assert resume_command(folder, 5)[-2:] == ["--trials", "5"]
+    assert resume_command(folder, {})[1:] == ["-m", "nas", "resume", "/studies/mine", "--quiet"]
+    assert resume_command(folder, {"trials": "5", "budget": "4 ms"})[-2:] == ["--trials=5", "--budget=4 ms"]
 
 
 def test_a_run_outlives_the_terminal_of_the_dashboard(tmp_path, monkeypatch):
     script = f"import os; from pathlib import Path; Path({str(tmp_path / 'group')!r}).write_text(str(os.getsid(0)))"
     monkeypatch.setattr(module, "resume_command", lambda *given: [sys.executable, "-c", script])
     runs = Runs()
-    runs.resume(tmp_path, None)
+    runs.resume(tmp_path, {})
     wait_for(lambda: runs.state(tmp_path) is None)
     assert int((tmp_path / "group").read_text()) != os.getsid(0)
 
@@ -159,8 +170,8 @@ def test_the_log_says_how_a_run_ended(tmp_path, error, last):
 
 def test_a_stop_that_comes_too_late_hits_nobody_else(tmp_path, monkeypatch, holder):
     # The driver ends between the look at the list of locks and the signal; its number belongs to someone else now.
-    seen = iter([holder.pid, None])
-    monkeypatch.setattr(module, "driver_of", lambda folder: next(seen))
+    seen = iter([holder.pid, holder.pid, None])
+    monkeypatch.setattr(module, "holder_of", lambda lock: next(seen))
     Runs().stop(tmp_path)
     with pytest.raises(subprocess.TimeoutExpired):
         holder.wait(0.3)

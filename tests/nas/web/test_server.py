@@ -13,22 +13,6 @@ from nas.web.guard import Guard
 from nas.web.server import make
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(studies, **options):
-        server = make(Guard("127.0.0.1", options.get("password")), 0, studies, None, False)
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 def test_pages_come_over_a_socket(serve, finished):
     base = serve(finished)
     with urllib.request.urlopen(f"{base}/studies/mine", timeout=30) as answer:

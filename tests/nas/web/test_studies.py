@@ -14,7 +14,7 @@ from nas.storage import JOURNAL, open_study
 from nas.web.charts import outline, ticks
 from nas.web.journals import Journals, ReadOnlyStorage, TailReader
 from nas.web.runs import Runs
-from nas.web.studies import NoSuchStudy, Point, Studies, age, database, duration, hypervolumes, rate_per_minute
+from nas.web.studies import NoSuchStudy, Point, Studies, age, database, hypervolumes, rate_per_minute
 from tests.nas.conftest import StudyExecutor
 from tests.nas.web.conftest import searched
 
@@ -180,8 +180,3 @@ def test_tiers_have_shapes_of_their_own():
 def test_age_is_in_the_unit_that_suits_it(seconds, text):
     now = datetime(2026, 5, 1, tzinfo=UTC)
     assert age((now - timedelta(seconds=seconds)).isoformat(), now) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(5, "5 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_a_time_to_wait_is_short(seconds, text):
-    assert duration(seconds) == text

@@ -41,6 +41,8 @@ RECORD = "edge-nas:record"
 RESTART_WITHIN_S = 120.0
 ASK_AGAIN_AFTER_S = 0.5
 
+EXAMPLE_URL = "postgresql+psycopg://USER@SERVER/DATABASE or sqlite:///FILE"
+
 # A host that drops packets would be waited for minutes.
 CONNECT_WITHIN_S = 10
 
@@ -188,14 +190,17 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
 def _unreachable(url: str | None, error: Exception) -> ConfigError:
     # Optuna says "see the cause" where the database says why.
     cause = error.__cause__ if isinstance(error, StorageInternalError) and error.__cause__ else error
+    if url is None:
+        return ConfigError(f"storage journal: cannot be opened ({_one_line(cause)})")
     missing = "psycopg" in str(error) and isinstance(error, ImportError)
-    hint = "; pip install 'edge-nas[postgres]'" if missing else ""
-    where = "journal" if url is None else shown(url)
-    return ConfigError(f"storage {where}: cannot be opened ({_one_line(cause)}){hint}")
+    mend = "pip install 'edge-nas[postgres]'" if missing else f"start its server, or give a URL such as {EXAMPLE_URL}"
+    return ConfigError(f"storage {shown(url)}: cannot be opened ({_one_line(cause)}); {mend}")
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    """What an error says, without SQLAlchemy's name of its class before it and its link behind it."""
+    text = re.sub(r"^\(\S+\) |\(Background on this error at: \S+\)", "", " ".join(str(error).split()))
+    return text.strip()[:300]
 
 
 def shown(url: str) -> str:

@@ -105,6 +105,7 @@ class App:
         self._drawn: dict[str, tuple[Live, object, str]] = {}
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        request = None
         try:
             self._guard.check(environ)
             request = _request(environ)
@@ -112,10 +113,10 @@ class App:
                 return self._from_optuna(request, start_response)
             answer = self._answer(request)
         except Exception as error:
-            answer = self._explained(error)
+            answer = self._explained(error, request)
         return _send(answer, environ["REQUEST_METHOD"], start_response)
 
-    def _explained(self, error: Exception) -> Answer:
+    def _explained(self, error: Exception, request: Request | None) -> Answer:
         headers: Headers = {}
         if isinstance(error, Denied):
             status, why = error.status, error.why
@@ -130,7 +131,11 @@ class App:
         else:
             logger.exception("a request could not be answered")
             status, why = 500, "something broke; the terminal of the dashboard says what"
-        answer = self._page(HTTPStatus(status).phrase, element("p", why, role="alert", id="why"), status=status)
+        inside = [element("p", why, role="alert", id="why")]
+        if status in (400, 409) and request is not None and request.method == "POST":
+            name = request.way[1]
+            inside.append(element("p", element("a", f"Back to {name}", href=study_url(name), id="back")))
+        answer = self._page(HTTPStatus(status).phrase, *inside, status=status)
         if status == 401:
             headers |= ASK_PASSWORD
         return replace(answer, headers=answer.headers | headers)

@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from nas.label_places import Box, label_places
 from nas.web.markup import Markup, element, joined
 from nas.web.studies import Live, Point
 
 WIDE, NARROW = (720, 340), (360, 300)
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 22, 44
+# How far a mark reaches, and a figure of the text: its width and height.
+MARK, DIGIT, HIGH = 6, 7.5, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,7 @@ def trained_chart(live: Live, link: Callable[[int], str]) -> Markup:
                 _linked(plot, each, link(each.number), "other" if each.number in behind else "member")
                 for each in ordered
             ),
+            *_names(plot, ordered),
         ]
 
     return _figure(draw, f"validation accuracy against latency of {len(marks)} trained networks")
@@ -220,6 +224,19 @@ def _budget_line(plot: Plot, budget_ms: float) -> Markup:
             "text", f"budget {budget_ms:g} ms", x=f"{x - 4:.1f}", y=TOP - 8, text_anchor="end", class_="budget-text"
         ),
     )
+
+
+def _names(plot: Plot, marks: Sequence[Mark]) -> list[Markup]:
+    """The trials' numbers, each beside its mark and on no other."""
+    at = [(plot.x(mark.x), plot.y(mark.y)) for mark in marks]
+    taken = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in at]
+    sizes = [(DIGIT * len(str(mark.number)), HIGH) for mark in marks]
+    room = Box(LEFT, TOP - 6, plot.size[0] - 2, plot.size[1] - BOTTOM)
+    places = label_places(at, sizes, taken, [], room)
+    return [
+        element("text", mark.number, x=f"{box.left:.1f}", y=f"{box.bottom:.1f}", aria_hidden="true")
+        for mark, box in zip(marks, places, strict=True)
+    ]
 
 
 def _dots(plot: Plot, points: Iterable[Point], kind: str) -> list[Markup]:

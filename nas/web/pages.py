@@ -266,7 +266,7 @@ def _extend_form(name: str, record: StudyFile, token: str) -> Markup:
     budget = _field("budget", record.budget, "the most a network may take, such as 5ms", type="text", maxlength=40)
     fields = element(
         "fieldset",
-        element("legend", "Go on as more than it is"),
+        element("legend", "Extend the study"),
         element("label", "by ", more, " trials", for_="more-trials"),
         element("label", "to ", finalists, " finalists", for_="more-finalists"),
         element("label", "within ", budget, for_="more-budget"),

@@ -200,3 +200,7 @@ def test_a_storage_that_cannot_be_opened_is_the_users_mistake(tmp_path, url):
     with pytest.raises(ConfigError, match=re.escape(f"storage {url}: cannot be opened (")) as caught:
         open_study(tmp_path, "study", url)
     assert "\n" not in str(caught.value)
+    assert "sqlalche.me" not in str(caught.value)
+    assert re.search(
+        r"; start its server, or give a URL such as postgresql\S+ or sqlite\S+$|pip install", str(caught.value)
+    )

@@ -485,6 +485,7 @@ def test_an_extension_by_nothing_says_what_may_be_given(client, form):
     got = client.post("/studies/mine/extend", form | {"token": client.guard.token})
     assert (got.status, client.runs.asked) == (400, [])
     assert "give more trials, other finalists or another budget" in got.text
+    assert '<a href="/studies/mine" id="back">Back to mine</a>' in got.text
 
 
 def test_why_a_run_came_to_nothing_is_said_until_something_else_happens(client_of, studies):

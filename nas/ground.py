@@ -7,8 +7,10 @@ they propose keeps the budget by construction.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from evaluators.static import StaticCost
+from nas.features import Features, features_of
 from nas.problem import Problem
 from searchspace.choosers import Gene, random_choice, recording, replay
 from searchspace.space import gene_options, member
@@ -23,7 +25,7 @@ DRAWS = 40
 MUTATIONS = 60
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Place:
     """Genes, the network that they describe and what it costs; two places are one where the network is the same."""
 
@@ -34,6 +36,11 @@ class Place:
     @property
     def latency_ms(self) -> float:
         return self.cost.latency.value_ms
+
+    @cached_property
+    def features(self) -> Features:
+        """Worked out once, since a place is compared with each that comes after it."""
+        return features_of(self.spec, self.cost)
 
 
 @dataclass(frozen=True, slots=True)

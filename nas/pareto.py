@@ -1,5 +1,6 @@
 """Which of several points nobody beats, and which few of them show the whole trade-off."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 # (to be maximised, to be minimised), such as (score, latency_ms)
@@ -22,18 +23,18 @@ def front(points: Sequence[Point]) -> list[int]:
     return kept
 
 
-def fronts(points: Sequence[Point], least: int | None = None) -> list[list[int]]:
-    """All indices, first the front, then the front of what is left, and so on.
-
-    With `least`, only as many fronts as it takes to have so many points.
-    """
-    left = list(range(len(points)))
+def fronts(points: Sequence[Point]) -> list[list[int]]:
+    """All indices, first the front, then the front of what is left, and so on; each by rising latency."""
     layers: list[list[int]] = []
-    while left and (least is None or sum(map(len, layers)) < least):
-        layer = [left[index] for index in front([points[index] for index in left])]
-        layers.append(layer)
-        taken = set(layer)
-        left = [index for index in left if index not in taken]
+    # Of each layer the negated score of its last member, which is its best: they rise from layer to layer.
+    last: list[float] = []
+    for index in sorted(range(len(points)), key=lambda index: (points[index][1], -points[index][0], index)):
+        # All placed so far are at least as fast, so it belongs to the first layer without a score as high as its own.
+        place = bisect_right(last, -points[index][0])
+        if place == len(layers):
+            layers.append([])
+        layers[place].append(index)
+        last[place : place + 1] = [-points[index][0]]
     return layers
 
 
@@ -59,7 +60,9 @@ def ranking(points: Sequence[Point], count: int) -> list[int]:
     Source: Deb et al., NSGA-II, 2002.
     """
     best: list[int] = []
-    for layer in fronts(points, count):
+    for layer in fronts(points):
+        if len(best) >= count:
+            break
         lonely = crowding([points[index] for index in layer])
         order = sorted(range(len(layer)), key=lambda place: (-lonely[place], place))
         best += [layer[place] for place in order]

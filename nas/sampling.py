@@ -20,6 +20,7 @@ from nas import evolution
 from nas.ground import Ground, History, Place, Visited
 from nas.screening import Screening
 from searchspace.choosers import Choose, G, Gene
+from searchspace.spec import ArchSpec
 
 POPULATION = 30
 
@@ -43,6 +44,9 @@ CONSTRAINT = "latency_over_budget"
 DIRECTIONS: tuple[Literal["maximize"], Literal["minimize"]] = ("maximize", "minimize")
 UNSCORED = -1e9
 
+# How the name of the attribute ends in which Optuna's genetic samplers keep a trial's generation.
+GENERATION = ":generation"
+
 # Where Optuna keeps genes that are proposed next.
 FIXED = "fixed_params"
 
@@ -57,6 +61,7 @@ class KnownSpaceSampler(BaseSampler):
 
     def __init__(self, sampler: BaseSampler, genes: Mapping[str, Sequence[Gene]]) -> None:
         self._sampler = sampler
+        self._generation: dict[str, int] = {}
         self._space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(options) for name, options in genes.items() if len(options) > 1
         }
@@ -67,7 +72,9 @@ class KnownSpaceSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._sampler.sample_relative(study, trial, search_space)
+        genes = self._sampler.sample_relative(study, trial, search_space)
+        self._generation = generation_of(study.get_trials(deepcopy=False)[trial.number])
+        return genes
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -78,7 +85,15 @@ class KnownSpaceSampler(BaseSampler):
         self._sampler.before_trial(study, trial)
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        if self._generation != generation_of(trial):
+            for name, generation in self._generation.items():
+                study._storage.set_trial_system_attr(trial._trial_id, name, generation)
         self._sampler.after_trial(study, trial, state, values)
+
+
+def generation_of(trial: FrozenTrial) -> dict[str, int]:
+    """The tag by which a genetic sampler knows a trial's generation; of other samplers' trials empty."""
+    return {name: value for name, value in trial.system_attrs.items() if name.endswith(GENERATION)}
 
 
 class OwnSampler(BaseSampler):
@@ -89,6 +104,10 @@ class OwnSampler(BaseSampler):
 
     def __init__(self, propose: Propose, ground: Ground, seed: int) -> None:
         self._propose, self._ground, self._seed = propose, ground, seed
+        # Of all trials before this number, which have ended: those with a score, and every network.
+        self._ended = 0
+        self._scored: list[Visited] = []
+        self._seen: set[ArchSpec] = set()
         self._places: dict[int, Place] = {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -109,19 +128,30 @@ class OwnSampler(BaseSampler):
         raise AssertionError(f"{param_name} was not proposed")
 
     def _history(self, study: Study, trial: FrozenTrial) -> History:
-        scored, pending, seen = [], [], set()
-        for each in study.get_trials(deepcopy=False):
-            if each.number == trial.number or not each.params:
-                continue
-            if each.number not in self._places:
-                self._places[each.number] = self._ground.place(each.params)
-            place = self._places[each.number]
-            seen.add(place.spec)
-            if each.state is TrialState.RUNNING:
-                pending.append(place)
-            elif each.state is TrialState.COMPLETE and each.values[0] != UNSCORED and keeps_budget(each):
-                scored.append(Visited(place, each.values[0]))
+        trials = study.get_trials(deepcopy=False)
+        # What has ended stays as it ended; of the rest there are no more than may be out at once.
+        while trials[self._ended].state.is_finished():
+            self._scored += self._taken_in(trials[self._ended], self._seen)
+            self._places.pop(self._ended, None)
+            self._ended += 1
+        scored, pending, seen = list(self._scored), [], set(self._seen)
+        for each in trials[self._ended :]:
+            if each.number != trial.number:
+                scored += self._taken_in(each, seen)
+                if each.params and each.state is TrialState.RUNNING:
+                    pending.append(self._places[each.number])
         return History(scored, pending, frozenset(seen))
+
+    def _taken_in(self, trial: FrozenTrial, seen: set[ArchSpec]) -> list[Visited]:
+        """The trial as a place that was visited, none where it has no score that counts; `seen` learns its network."""
+        if not trial.params:
+            return []
+        if trial.number not in self._places:
+            self._places[trial.number] = self._ground.place(trial.params)
+        place = self._places[trial.number]
+        seen.add(place.spec)
+        counts = trial.state is TrialState.COMPLETE and trial.values[0] != UNSCORED and keeps_budget(trial)
+        return [Visited(place, trial.values[0])] if counts else []
 
 
 class Sampling:

@@ -9,17 +9,16 @@ Source: expected hypervolume improvement, Emmerich et al., 2006.
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import lru_cache
+from itertools import islice
 
 import numpy as np
+from scipy.special import ndtr
 
 from nas import evolution
 from nas.gaussian_process import Array, GaussianProcess, Inputs, Settings, likeliest_settings
 from nas.ground import Ground, History, Place, Visited
-from nas.pareto import front
-from searchspace.registry import BlockSpec, family_of
-from searchspace.spec import ArchSpec, Stage
+from nas.pareto import front, ranking
+from searchspace.spec import ArchSpec
 
 # How many scores there are before any is guessed.
 FIRST = 16
@@ -27,8 +26,8 @@ FIRST = 16
 # How many are looked at for each that is proposed: children of the best, and random ones.
 CHILDREN, STRANGERS = 150, 12
 
-# Guessing takes time that grows with the square of what is known; beyond this, evolution goes on alone.
-MOST_SCORES = 1000
+# Guessing takes time that grows with the square of what it rests on, so it rests on no more scores than these.
+MOST_SCORES = 500
 
 # Settings are worked out anew whenever there are so many times as many scores, from no more than so many.
 AGAIN_AT, SCORES_FOR_SETTINGS = 1.3, 250
@@ -43,8 +42,6 @@ class Screening:
 
     def propose(self, history: History, rng: random.Random) -> Place:
         """The next network to evaluate."""
-        if len(history.scored) > MOST_SCORES:
-            return evolution.propose(self._ground, history, rng)
         if len(history.scored) < FIRST:
             return self._far_from_all(history, rng)
         pool = self._pool(history, rng)
@@ -79,24 +76,22 @@ class Screening:
         return [place for spec, place in drawn.items() if spec not in history.seen and spec not in found]
 
     def _most_promising(self, history: History, pool: Sequence[Place]) -> int:
-        scored = [each.place for each in history.scored]
-        known = [*scored, *history.pending]
+        scored = telling(history.scored)
+        known = [*(each.place for each in scored), *history.pending]
         inputs = inputs_of([*known, *pool])
-        scores = np.array([each.score for each in history.scored])
-        settings = self._settings_for(history.scored)
-        own, rest = inputs.rows(slice(0, len(scored))), inputs.rows(slice(len(scored), None))
-        guess, _ = GaussianProcess(own, scores, settings).predict(rest)
+        count = len(known)
         # What is not answered yet is taken to come out as guessed, so that the next proposal goes elsewhere.
-        believed = np.concatenate([scores, guess[: len(history.pending)]])
-        process = GaussianProcess(inputs.rows(slice(0, len(known))), believed, settings)
-        mean, spread = process.predict(inputs)
+        process = GaussianProcess(
+            inputs.rows(slice(0, count)),
+            np.array([each.score for each in scored]),
+            self._settings_for(history.scored),
+        )
+        mean, spread = process.predict(inputs.rows(slice(count, None)))
         latencies = np.array([place.latency_ms for place in (*known, *pool)])
         budget_ms = self._ground.problem.settings.budget_ms
-        count = len(known)
-        gain = expected_gain(
-            (mean[:count], latencies[:count]), (mean[count:], spread[count:], latencies[count:]), budget_ms
+        return largest(
+            expected_gain((process.guesses, latencies[:count]), (mean, spread, latencies[count:]), budget_ms)
         )
-        return largest(gain)
 
     def _settings_for(self, scored: Sequence[Visited]) -> Settings:
         count = FIRST
@@ -108,6 +103,17 @@ class Screening:
             inputs = inputs_of([each.place for each in used])
             self._settings[count] = likeliest_settings(inputs, scores, seed=count)
         return self._settings[count]
+
+
+def telling(scored: Sequence[Visited]) -> Sequence[Visited]:
+    """The scores that say most of what may come next, in the order they came: half the best, half the latest."""
+    if len(scored) <= MOST_SCORES:
+        return scored
+    points = [(each.score, each.place.latency_ms) for each in scored]
+    chosen = set(ranking(points, MOST_SCORES // 2))
+    latest = (index for index in range(len(scored) - 1, -1, -1) if index not in chosen)
+    chosen.update(islice(latest, MOST_SCORES - len(chosen)))
+    return [scored[index] for index in sorted(chosen)]
 
 
 def largest(values: Array) -> int:
@@ -134,30 +140,17 @@ def expected_gain(known: tuple[Array, Array], asked: tuple[Array, Array, Array],
     above = mean[:, None] - thresholds[None, :]
     ratio = above / spread[:, None]
     density = np.exp(-0.5 * ratio**2) / math.sqrt(2 * math.pi)
-    expected = above * _normal(ratio) + spread[:, None] * density
+    expected = above * ndtr(ratio) + spread[:, None] * density
     result: Array = (widths * np.maximum(0.0, expected)).sum(1)
-    return result
-
-
-def _normal(ratio: Array) -> Array:
-    result: Array = 0.5 * (1 + np.vectorize(math.erf, otypes=[float])(ratio / math.sqrt(2)))
     return result
 
 
 def inputs_of(places: Sequence[Place]) -> Inputs:
     """Features of networks, each with mean 0 and spread 1 over these; what none of them varies in is left out."""
-    rows = [structure_of(place) for place in places]
+    rows = [place.features.structure for place in places]
     names = sorted({name for row in rows for name in row})
     structure = np.array([[row.get(name, 0.0) for name in names] for row in rows], dtype=float).reshape(len(rows), -1)
-    costs = np.array(
-        [
-            [
-                math.log(1 + value)
-                for value in (place.cost.macs, place.cost.params, place.latency_ms, place.cost.peak_memory_bytes)
-            ]
-            for place in places
-        ]
-    )
+    costs = np.array([place.features.cost for place in places])
     return Inputs(_standardised(structure), _standardised(costs))
 
 
@@ -166,38 +159,3 @@ def _standardised(columns: Array) -> Array:
     varied = spread > 1e-9
     result: Array = (columns[:, varied] - columns[:, varied].mean(0)) / spread[varied]
     return result
-
-
-def structure_of(place: Place) -> dict[str, float]:
-    """What a network is made of, by names that networks of one space share."""
-    spec = place.spec
-    found = {"size": math.log2(spec.input_shape[1])}
-    groups = {"stem": (spec.stem,), "head": (spec.head,)} | {
-        f"stage{index}": stage for index, stage in enumerate(spec.stages)
-    }
-    for name, blocks in groups.items():
-        found |= {f"{name}.{each}": value for each, value in stage_features(blocks)}
-    return found
-
-
-@lru_cache(maxsize=100_000)
-def stage_features(blocks: Stage) -> tuple[tuple[str, float], ...]:
-    """How many blocks there are, and each of their numbers on average."""
-    found: dict[str, float] = {"depth": math.log2(len(blocks))}
-    for block in blocks:
-        for name, value in _block_features(block):
-            found[name] = found.get(name, 0.0) + value / len(blocks)
-    return tuple(found.items())
-
-
-def _block_features(block: BlockSpec) -> list[tuple[str, float]]:
-    found = [(f"is {family_of(block).name}", 1.0)]
-    for gene in fields(block):
-        value = getattr(block, gene.name)
-        if isinstance(value, bool):
-            found.append((gene.name, float(value)))
-        elif isinstance(value, int | float):
-            found.append((gene.name, math.log2(1 + abs(value))))
-        elif value is not None:
-            found.append((f"{gene.name} {value}", 1.0))
-    return found

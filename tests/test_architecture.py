@@ -30,6 +30,7 @@ ONLY_IN = {
     "_tools": ("hardware/runners/mnn.py",),
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
+    "scipy": ("nas/gaussian_process.py", "nas/screening.py"),
     "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
     "PIL": ("evaluators/", "nas/export.py", "nas/front_picture.py"),
 }

@@ -1,6 +1,7 @@
 """How good a front is after so many evaluations, by sampler: hypervolume over seeds on problems whose truth is known.
 
     python studies/search_quality/run.py --seeds 10 --trials 400 [--samplers nsga2,surrogate] [--problems 5ms,20ms]
+    python studies/search_quality/run.py --seeds 4 --trials 1000 --samplers surrogate --most-scores 250 --runs FILE
 
 Runs what is not in runs.jsonl yet, one line per run, then prints the table. The search is the real one, with the
 latency table of the rk3288 and the space edge-small; only the score is synthetic, and answers at once.
@@ -16,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from evaluators.static import StaticCost
+from nas import screening
 from nas.executors.executor import Finished, Job
 from nas.problem import Problem, resolve
 from nas.settings import StudySettings
@@ -94,7 +96,7 @@ class SyntheticExecutor:
         name = spec_id(spec)
         self.truths[name] = self._truth(spec, self._problem.costs(spec))
         score = self.truths[name] + NOISE * drawn(self._truth.world, "noise", name)
-        return Finished(handle, {"dispersion": score, "dispersion_start": 0.0, "loss": 1.0, "seconds": 0.0})
+        return Finished(handle, {"dispersion": 0.0, "dispersion_start": 0.0, "loss": -score, "seconds": 0.0})
 
     def close(self) -> None:
         self._jobs.clear()
@@ -114,7 +116,15 @@ def hypervolume(points: list[tuple[float, float]], budget_ms: float) -> float:
 def run(sampler: str, budget: str, seed: int, trials: int) -> dict[str, object]:
     """One search and what it had after each number of evaluations, by the truth and not by what was seen."""
     settings = StudySettings(
-        study="quality", target="rk3288", budget=budget, trials=trials, sampler=sampler, seed=seed, data_limit=200
+        study="quality",
+        target="rk3288",
+        budget=budget,
+        trials=trials,
+        sampler=sampler,
+        seed=seed,
+        data_limit=200,
+        score="loss",
+        start="fastest",
     )
     problem = resolve(settings)
     executor = SyntheticExecutor(problem, Truth(f"world {budget}"))
@@ -146,17 +156,24 @@ def main() -> None:
     parser.add_argument("--samplers", default=",".join(SAMPLERS))
     parser.add_argument("--problems", default="5ms,20ms")
     parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument(
+        "--most-scores", type=int, default=screening.MOST_SCORES, help="what the surrogate guesses from"
+    )
     options = parser.parse_args()
+    screening.MOST_SCORES = options.most_scores
     done = set()
     if options.runs.exists():
         lines = map(json.loads, options.runs.read_text().splitlines())
-        done = {(each["sampler"], each["budget"], each["seed"]) for each in lines}
+        done = {(each["sampler"], each["budget"], each["seed"], each.get("most_scores")) for each in lines}
     for seed in range(options.seeds):
         for budget in options.problems.split(","):
             for sampler in options.samplers.split(","):
-                if (sampler, budget, seed) in done:
+                most = options.most_scores if sampler == "surrogate" else None
+                if (sampler, budget, seed, most) in done:
                     continue
                 result = run(sampler, budget, seed, options.trials)
+                if most is not None:
+                    result["most_scores"] = most
                 with options.runs.open("a") as file:
                     file.write(json.dumps(result) + "\n")
                 last = list(result["hypervolume"].values())

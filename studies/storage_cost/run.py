@@ -1,15 +1,19 @@
 """What it costs to remember a trial, by storage: milliseconds beside the sampling in memory, and bytes.
 
-    python studies/storage_cost/run.py [--trials 100,1000,5000] [--genes 60] [--postgres postgresql+psycopg://...]
+    python studies/storage_cost/run.py [--trials 100,1000,5000] [--genes 60] [--storages journal,sqlite] [--folder /tmp]
 
 A study of 60 genes is sampled in memory, as a search does it; each trial is then added to the storage once. For
-comparison the first trials are also written gene by gene, as `study.ask` on the storage itself does it.
+comparison the first trials are also written gene by gene, as `study.ask` on the storage itself does it. Everything lies
+in --folder, whose disk is part of what is measured. PostgreSQL is a server of its own there, begun for this and reached
+through a socket, with what a new one is set to and so on the disk before it answers; without its programs it is left
+out. Prints a JSON line for each storage, as soon as it has one.
 """
 
 import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +21,11 @@ from tempfile import TemporaryDirectory
 
 import optuna
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from nas.sampling import DIRECTIONS, Sampling, choice_of, set_constraint
-from nas.storage import open_study, remember
+from nas.storage import JOURNAL, open_study, remember
+from tests.nas.postgres_server import PostgresServer, programs
 
 OPTIONS = (8, 16, 24, 32, 48)
 BY_GENE = 20
@@ -71,40 +78,45 @@ def measured(
     return {name: round(value, 2) for name, value in found.items()}
 
 
+def opener(storage: str, folder: Path, server: PostgresServer | None) -> Callable[[str], optuna.Study]:
+    """What opens a study of a name, made where it does not exist."""
+    if storage == "memory":
+        kept = optuna.storages.InMemoryStorage()
+        return lambda name: optuna.create_study(
+            storage=kept, study_name=name, directions=DIRECTIONS, load_if_exists=True
+        )
+    urls = {"journal": None, "sqlite": f"sqlite:///{folder / 'study.db'}", "postgresql": server and server.url}
+    return lambda name: open_study(folder, name, urls[storage])
+
+
 def main() -> None:
-    """Measures every storage that there is and prints one JSON object."""
+    """Measures every storage that there is."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", default="100,1000")
+    parser.add_argument("--trials", default="100,1000,5000")
     parser.add_argument("--genes", type=int, default=60)
-    parser.add_argument("--postgres", help="URL of a PostgreSQL database to measure as well")
     parser.add_argument("--storages", default="memory,journal,sqlite,postgresql")
+    parser.add_argument("--folder", type=Path, help="where everything is kept meanwhile; without, the system's own")
     options = parser.parse_args()
     counts = [int(text) for text in options.trials.split(",")]
     genes = {f"gene{index}": OPTIONS for index in range(options.genes)}
-    result: dict[str, object] = {"genes": options.genes, "load_at_start": os.getloadavg()[0]}
-    in_memory = optuna.storages.InMemoryStorage()
-    with TemporaryDirectory() as place:
-        folder = Path(place)
-        sqlite = f"sqlite:///{folder / 'study.db'}"
-        openers: dict[str, Callable[[str], optuna.Study]] = {
-            "memory": lambda name: optuna.create_study(
-                storage=in_memory, study_name=name, directions=DIRECTIONS, load_if_exists=True
-            ),
-            "journal": lambda name: open_study(folder, name, None),
-            "sqlite": lambda name: open_study(folder, name, sqlite),
-        }
-        if options.postgres:
-            prefix = f"cost-{os.getpid()}-"
-            openers["postgresql"] = lambda name: open_study(folder, prefix + name, options.postgres)
-        for storage in options.storages.split(","):
-            if storage not in openers:
-                continue
-            result[storage] = measured(openers[storage], genes, counts)
-            print(storage, result[storage], flush=True)
-        if (folder / "journal.log").exists():
-            result["journal_bytes_per_trial"] = round((folder / "journal.log").stat().st_size / (max(counts) + BY_GENE))
-    result["load_at_end"] = os.getloadavg()[0]
-    print(json.dumps(result, indent=2))
+    for storage in options.storages.split(","):
+        if storage == "postgresql" and programs() is None:
+            continue
+        with TemporaryDirectory(dir=options.folder) as place:
+            folder, server = Path(place), None
+            if storage == "postgresql":
+                folder.chmod(0o755)
+                (folder / "server").mkdir()
+                server = PostgresServer(folder / "server", fsync=True)
+                server.start()
+            found: dict[str, object] = {"storage": storage, "load_at_start": round(os.getloadavg()[0], 1)}
+            found |= measured(opener(storage, folder, server), genes, counts)
+            found["load_at_end"] = round(os.getloadavg()[0], 1)
+            if (folder / JOURNAL).exists():
+                found["bytes_per_trial"] = round((folder / JOURNAL).stat().st_size / (max(counts) + BY_GENE))
+            if server is not None:
+                server.stop("fast")
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

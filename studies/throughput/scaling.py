@@ -84,7 +84,7 @@ class SimulatedExecutor:
         handle, name = self._ended.popleft()
         self._driver_left_at = time.process_time()
         score = share(f"score {name}")
-        return Finished(handle, {"dispersion": score, "dispersion_start": 0.0, "loss": 1.0, "seconds": self._mean_s})
+        return Finished(handle, {"dispersion": 0.0, "dispersion_start": 0.0, "loss": -score, "seconds": self._mean_s})
 
     def close(self) -> None:
         self._waiting.clear()
@@ -131,6 +131,7 @@ def main() -> None:
             target="rk3288",
             budget="20ms",
             data_limit=100,
+            score="loss",
             sampler=options.sampler,
             workers=workers,
             window=options.window or max(8, 2 * workers),

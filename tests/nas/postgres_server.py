@@ -21,9 +21,10 @@ def programs() -> Path | None:
 class PostgresServer:
     """Started and stopped at will; what it holds stays in its folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is empty and lies where any user may go."""
+    def __init__(self, folder: Path, fsync: bool = False) -> None:
+        """`folder` is empty and lies where any user may go; only a crash of the whole machine would need `fsync`."""
         self.folder = folder
+        self._fsync = "on" if fsync else "off"
         self.url = f"postgresql+psycopg://{SERVER_USER}@/postgres?host={folder}"
         if os.getuid() == 0:
             shutil.chown(folder, SERVER_USER)
@@ -34,8 +35,7 @@ class PostgresServer:
         return str(self.folder / "data")
 
     def start(self) -> None:
-        # Only a crash of the whole machine would need fsync.
-        options = f"-k {self.folder} -c listen_addresses='' -c fsync=off"
+        options = f"-k {self.folder} -c listen_addresses='' -c fsync={self._fsync}"
         self._run("pg_ctl", "--pgdata", self.data, "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:

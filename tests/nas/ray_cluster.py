@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes on this machine, as a process of its own: prints its address, then obeys stdin.
 
-`kill` kills the second node; the end of stdin ends the cluster.
+The first has four cores and a GPU, the second one core; `kill` kills the second; the end of stdin ends the cluster.
 """
 
 import os
@@ -17,9 +17,11 @@ def main():
     }
     from ray.cluster_utils import Cluster
 
-    small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=small | {"include_dashboard": False})
-    second = cluster.add_node(node_ip_address="127.0.0.2", **small)
+    small = {"object_store_memory": 100 * 2**20}
+    # Nobody looks whether the cores and the GPU that a node is declared to have are there.
+    head = small | {"num_cpus": 4, "num_gpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    second = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, **small)
     print(cluster.address, flush=True)
     for line in sys.stdin:
         if line == "kill\n":

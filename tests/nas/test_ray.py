@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from evaluators.datasets import open_dataset
 from evaluators.evaluator import Failure
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Job
-from nas.executors.ray import Baggage, RayExecutor
+from nas.executors.ray import Baggage, RayExecutor, _init
 from nas.executors.ray_sweeper import users_of
 from nas.problem import DataKey, dataset, give_dataset
 from nas.storage import open_study
@@ -86,6 +87,14 @@ def test_what_answers_and_is_no_ray_is_not_waited_for_minutes(monkeypatch, answe
 LOOPBACK = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
 
 
+def init_with_a_gpu(patch, **options):
+    """Begins a Ray that has the driver of a GPU tell it of one."""
+    from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager as Manager
+
+    patch.setattr(Manager, "get_current_node_num_accelerators", staticmethod(lambda: 1))
+    return _init(**options)
+
+
 @pytest.fixture(scope="module")
 def own():
     """A Ray of our own; in the end nothing may be left of it."""
@@ -93,7 +102,9 @@ def own():
     on_terminate = signal.getsignal(signal.SIGTERM)
     data = open_dataset("digits", seed=0, limit=200)
     first = Job("data", give_dataset, (ELSEWHERE, data.to_send()))
-    executor = RayExecutor(2, None, baggage=Baggage(first, size_bytes=data.size_bytes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nas.executors.ray._init", partial(init_with_a_gpu, patch))
+        executor = RayExecutor(2, None, baggage=Baggage(first, size_bytes=data.size_bytes))
     assert signal.getsignal(signal.SIGTERM) == on_terminate, "Ray takes the signal for itself"
     session = Path(executor._ray._private.worker._global_node.get_session_dir_path())
     with closing(executor):
@@ -106,6 +117,11 @@ def own():
 def test_jobs_are_answered_as_by_every_executor(own):
     check_answers(own)
     check_what_cannot_be_sent(own)
+
+
+@pytest.mark.slow
+def test_gpus_of_this_machine_are_found(own):
+    assert own._ray.cluster_resources()["GPU"] == 1
 
 
 @pytest.mark.slow
@@ -213,7 +229,7 @@ data = open_dataset("digits", seed=0, limit=200)
 first = Job("data", give_dataset, (elsewhere, data.to_send()))
 packages = ("nas", "evaluators", "searchspace", "hardware")
 try:
-    RayExecutor(2, sys.argv[1], Share(gpus=0.5))
+    RayExecutor(2, sys.argv[1], Share(cpus=8))
 except Exception as error:
     print(type(error).__name__, error)
 import ray
@@ -234,9 +250,68 @@ def test_code_and_data_reach_the_workers_of_a_cluster(cluster, tmp_path):
     asked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=LOOPBACK)
     assert asked.returncode == 0, asked.stderr
     refused, code, sent, own_data = asked.stdout.splitlines()
-    assert refused == "ConfigError gpus-per-trial: no node of the Ray cluster has 0.5 GPUs; the most is 0"
+    assert refused == "ConfigError cpus-per-trial: no node of the Ray cluster has 8 CPUs; the most is 4"
     assert "py_modules" in code, "the driver's own code, not what the node happens to have"
     assert sent == own_data
+
+
+SHARE = """
+import select, socket, sys
+from contextlib import closing
+from nas.executors.executor import Job
+from nas.executors.ray import Baggage, RayExecutor, Share
+
+code = Baggage(modules=("nas", "evaluators", "hardware"))
+server = socket.create_server(("127.0.0.1", 0))
+server.settimeout(120)
+# Says which GPU it was given, and stays until it is let go.
+stays = (
+    f"(s := __import__('socket').create_connection(('127.0.0.1', {server.getsockname()[1]})))"
+    " and (s.sendall(__import__('os').environ['CUDA_VISIBLE_DEVICES'].encode()), s.recv(1))[1]"
+)
+with closing(RayExecutor(4, sys.argv[1], Share(cpus=1, gpus=0.5), code)) as executor:
+    for number in range(4):
+        executor.submit(Job(f"stays {number}", eval, (stays,)))
+    inside = [server.accept()[0] for _ in range(2)]
+    print(*(each.recv(9).decode() for each in inside))
+    # Asked for later, and done by the two cores that the other two jobs would have.
+    ray = executor._ray
+    ray.get(ray.remote(num_cpus=2)(lambda: None).remote())
+    print("waiting" if not select.select([server], [], [], 0)[0] else "too many")
+    for _ in range(2):
+        inside.pop().send(b"x")
+        print(executor.wait().result)
+        inside.insert(0, server.accept()[0])
+        print(inside[0].recv(9).decode())
+    for each in inside:
+        each.send(b"x")
+        print(executor.wait().result)
+"""
+
+
+@pytest.mark.slow
+def test_of_one_gpu_two_jobs_have_half_each_and_the_others_wait(cluster, tmp_path):
+    address, _ = cluster
+    command = [sys.executable, "-c", SHARE, address]
+    asked = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=LOOPBACK)
+    assert asked.returncode == 0, asked.stderr
+    both, others, *rest = asked.stdout.splitlines()
+    assert (both, others) == ("0 0", "waiting")
+    assert rest == ["b'x'", "0", "b'x'", "0", "b'x'", "b'x'"]
+
+
+@pytest.mark.slow
+def test_more_gpus_than_a_node_has_are_the_users_mistake(cluster, tmp_path):
+    address, _ = cluster
+    search = started(
+        tmp_path, "--backend", "ray", "--ray-address", address, "--gpus-per-trial", "2", environment=LOOPBACK
+    )
+    output, errors = search.communicate()
+    assert search.returncode == 2
+    assert output == ""
+    refused = "nas: gpus-per-trial: no node of the Ray cluster has 2 GPUs; the most is 1"
+    assert errors.splitlines()[-1] == refused
+    assert "Traceback" not in errors
 
 
 def started(folder, *words, environment=None):

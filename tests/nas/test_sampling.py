@@ -2,6 +2,7 @@
 
 import optuna
 import pytest
+from optuna.samplers import NSGAIIISampler, NSGAIISampler
 from optuna.trial import TrialState
 
 from nas import sampling
@@ -95,6 +96,44 @@ def test_genes_that_are_put_first_enter_the_population(name, generation, monkeyp
     alike = [sum(genes[gene] == seed[gene] for gene in GENES) for genes in later]
     by_chance = sum(1 / len(options) for options in GENES.values())
     assert sum(alike) / len(alike) > by_chance + 2, "its children take after it"
+
+
+@pytest.mark.parametrize(("name", "plain"), [("nsga2", NSGAIISampler), ("nsga3", NSGAIIISampler)])
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_what_is_told_at_once_steers_as_optuna_alone_would(name, plain, monkeypatch):
+    monkeypatch.setattr(sampling, "POPULATION", 6)
+    genes = {gene: GENES[gene] for gene in sorted(GENES)}  # the order in which Optuna finds them
+    one = Sampling(name, 5, genes)
+    alone = optuna.create_study(directions=DIRECTIONS, sampler=plain(population_size=6, seed=5))
+    for _ in range(80):
+        own, other = one.ask(), alone.ask()
+        found = {gene: choice_of(own)(gene, options) for gene, options in genes.items()}
+        assert found == {gene: other.suggest_categorical(gene, options) for gene, options in genes.items()}
+        score = float(sum(found[f"gene{index}"] for index in range(8)))
+        latency_ms = 1.0 + found["gene0"] * found["expand"]
+        for trial in (own, other):
+            set_constraint(trial, latency_ms, 4.0)
+        one.tell_scored(own, score, latency_ms)
+        alone.tell(other, (score, latency_ms))
+
+
+@pytest.mark.parametrize("name", ["nsga2", "nsga3"])
+def test_what_is_told_late_becomes_a_parent_all_the_same(name, monkeypatch):
+    # Optuna makes parents of a generation once; what was asked in it and comes back afterwards is forgotten.
+    monkeypatch.setattr(sampling, "POPULATION", 6)
+    one = Sampling(name, 0, GENES)
+    best = {gene: options[-1] for gene, options in GENES.items()} | {"gene0": 0, "gene1": 0, "gene2": 0}
+    one.enqueue(best, "a test")
+    slow = one.ask()
+    assert {gene: choice_of(slow)(gene, options) for gene, options in GENES.items()} == best
+    set_constraint(slow, 1.0, 4.5)
+
+    def alike(proposed):
+        return sum(sum(genes[gene] == best[gene] for gene in GENES) for genes in genes_of(proposed)) / len(proposed)
+
+    before = alike(drive(one, 60, best=lambda genes: 0.0)[30:])
+    one.tell_scored(slow, 1e3, 1.0)
+    assert alike(drive(one, 120, best=lambda genes: 0.0)[60:]) > before + 1
 
 
 def test_a_constraint_is_optunas_own_and_keeps_the_infeasible_out_of_the_best():

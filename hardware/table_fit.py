@@ -35,10 +35,13 @@ from hardware.whole_fit import MEGABYTE, Learnt, NetworkFactor, kernel_factors, 
 KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
 # A kernel seen in fewer networks says nothing of how it changes with them.
 FEWEST_SIGHTINGS = 3
-# A network is held for disturbed whose parts and whole differ by more than so many times what is usual, and by more
-# than this share.
+# What a line is fitted to has no say in it where it lies off by more than so many times what is usual, and by more than
+# this share.
 DISTURBED_SPREADS = 4.0
 DISTURBED_SHARE = 0.03
+# A network is held for disturbed whose parts differ from the whole by more than this share. Small networks and those
+# with weights of the size of a cache differ by a tenth without anything being wrong, and must be learnt from as well.
+DISTURBED_NETWORK = 0.25
 # How strongly the steps are held to nothing, in sightings' worth of evidence.
 HOLD_STEPS = 30.0
 
@@ -216,8 +219,8 @@ def _steps(size_mb: float) -> npt.NDArray[np.floating]:
 def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, npt.NDArray[np.bool_]]:
     """What a run costs beyond its launches, and what the runtime's clock adds to each of them, in ms.
 
-    Also which networks were left alone meanwhile: where the sum of the kernels and the whole do not fit each other,
-    something else took time from the one or the other, and nothing is learnt from either.
+    Also which networks were left alone meanwhile: where the sum of the kernels and the whole are far apart, something
+    else took time from the one or the other, and nothing is learnt from either.
     """
     traced = np.array([sum(kernel.traced_ms for kernel in trace.kernels) for trace in traces])
     launches = np.array([sum(kernel.launches for kernel in trace.kernels) for trace in traces])
@@ -230,7 +233,7 @@ def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, n
         watching, start = nonnegative_least_squares(matrix, ((traced - whole) / whole)[kept])
         rest = np.abs((traced - watching * launches + start) / whole - 1)
         kept = rest <= max(DISTURBED_SPREADS * float(np.median(rest)), DISTURBED_SHARE)
-    return float(start), float(watching), kept
+    return float(start), float(watching), rest <= DISTURBED_NETWORK
 
 
 def _price_of_moving(kernels: Sequence[Sequence[_Sighting]], overheads: Overheads) -> tuple[float, ...]:
@@ -283,4 +286,4 @@ def _interquartile(values: Sequence[float]) -> float:
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
-    return upper - lower
+    return max(upper - lower, 0.0)

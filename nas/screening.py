@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 from scipy.special import ndtr
+from threadpoolctl import ThreadpoolController
 
 from nas import evolution
 from nas.gaussian_process import Array, GaussianProcess, Inputs, Settings, likeliest_settings
@@ -39,6 +40,7 @@ class Screening:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._settings: dict[int, Settings] = {}
+        self._libraries = ThreadpoolController()
 
     def propose(self, history: History, rng: random.Random) -> Place:
         """The next network to evaluate."""
@@ -47,7 +49,10 @@ class Screening:
         pool = self._pool(history, rng)
         if not pool:
             return evolution.propose(self._ground, history, rng)
-        return pool[self._most_promising(history, pool)]
+        # The cores are the workers'; beside them a second thread of algebra waits for the first, spinning, and a
+        # proposal takes four times as long.
+        with self._libraries.limit(limits=1, user_api="blas"):
+            return pool[self._most_promising(history, pool)]
 
     def _far_from_all(self, history: History, rng: random.Random) -> Place:
         """Of some random networks the one least like those that were proposed."""

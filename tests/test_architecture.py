@@ -31,6 +31,7 @@ ONLY_IN = {
     "torch": ("nas/", "evaluators/", "searchspace/"),
     "safetensors": ("nas/",),
     "scipy": ("nas/gaussian_process.py", "nas/screening.py"),
+    "threadpoolctl": ("nas/screening.py",),
     "sklearn": ("evaluators/", "hardware/kernel_fit.py"),
     "PIL": ("evaluators/", "nas/export.py", "nas/front_picture.py"),
 }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from evaluators.evaluator import Failure
 from nas import evolution, sampling, screening
@@ -271,6 +272,21 @@ def test_a_surrogate_goes_on_beyond_the_scores_that_it_guesses_from(search, monk
         sum(share_of_inverted(each.spec) for each in part) / 12 for part in (evaluated[:12], evaluated[-12:])
     )
     assert beyond > before + 0.2
+
+
+def test_a_proposal_leaves_the_other_cores_to_the_workers(search, monkeypatch):
+    threads = []
+
+    def spy(*arguments):
+        threads.extend(each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas")
+        return expected_gain(*arguments)
+
+    monkeypatch.setattr(screening, "expected_gain", spy)
+    with threadpool_limits(2, user_api="blas"):
+        search("surrogate", FormulaExecutor())
+        assert {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"} == {2}
+    assert len(threads) > 2
+    assert set(threads) == {1}
 
 
 # What a sampler of ours is told

@@ -27,7 +27,7 @@ from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import Target, boards_folder
 from hardware.transports import Local, Ssh, Transport
 from searchspace.network import build_network, deploy_graph
-from searchspace.spec import ArchSpec
+from searchspace.spec import ArchSpec, read_spec
 
 logger = logging.getLogger(__name__)
 
@@ -77,26 +77,28 @@ def transport_to(target: str) -> Transport | None:
     return AdbPython(known.adb, known.adb_python) if known.adb is not None else None
 
 
-def measure_members(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> dict[int, Measured]:
+def measure_members(target: Target, models: Mapping[int, Path], folder: Path) -> dict[int, Measured]:
     """The members, by trial, measured on the device; none where there is no way to it. Files go into `folder`.
 
-    What was measured of the same members before counts; with others, everything is measured anew. A member that the
-    device cannot run is missing, which is logged.
+    Each of models is a folder with spec.yaml and model.onnx, which is the very file that ONNX Runtime is timed with;
+    other runtimes are given the same network in their own form, with weights that take as long. What was measured of
+    the same members before counts; with others, everything is measured anew. A member that the device cannot run is
+    missing, which is logged.
 
     Raises:
         ConfigError, TransportError: the device cannot be reached or cannot measure.
     """
     transport = transport_to(target.name)
-    if transport is None or not specs:
+    if transport is None or not models:
         return {}
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = _write(target, specs, folder)
+    jobs = _write(target, models, folder)
     write_jobs(folder, jobs)
     _forget_others(folder)
     transport.measure(folder, lambda progress: None)
     results = load_results(folder)
     found = {}
-    for trial in specs:
+    for trial in models:
         fused = _timed(results, f"fused-{trial}")
         if fused is None:
             why = results.errors.get(f"fused-{trial}-1", "it was not measured")
@@ -179,20 +181,22 @@ def _measure_file(target: Target, path: Path, inputs: tuple[JobInput, ...], leav
     return results.timings["model"]
 
 
-def _write(target: Target, specs: Mapping[int, ArchSpec], folder: Path) -> JobList:
+def _write(target: Target, models: Mapping[int, Path], folder: Path) -> JobList:
     runtime = target.about.runtime
-    runs = RUNTIMES[runtime]
     entering, leaving = ENDS[runtime]
+    specs = {trial: read_spec(model / "spec.yaml") for trial, model in models.items()}
     graphs = {trial: deploy_graph(spec) for trial, spec in specs.items()}
-    files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in specs}
-    written = runs.write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in specs])
-    for trial, answer in zip(specs, written, strict=True):
-        if isinstance(answer, Failed):
-            raise ConfigError(f"trial {trial}: {target.runtime} cannot take it ({answer.reason})")
+    files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in models}
     if runtime == "onnxruntime":
-        for trial, spec in specs.items():
+        for trial, model in models.items():
+            shutil.copyfile(model / "model.onnx", files[f"fused-{trial}"])
             files[f"unfused-{trial}"] = folder / f"unfused-{trial}.onnx"
-            write_train_form(spec, files[f"unfused-{trial}"])
+            write_train_form(specs[trial], files[f"unfused-{trial}"])
+    else:
+        written = RUNTIMES[runtime].write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in models])
+        for trial, answer in zip(models, written, strict=True):
+            if isinstance(answer, Failed):
+                raise ConfigError(f"trial {trial}: {target.runtime} cannot take it ({answer.reason})")
     shapes = {trial: (1, *graph.input_shape) for trial, graph in graphs.items()}
     jobs = tuple(
         Job(

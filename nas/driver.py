@@ -30,7 +30,6 @@ from nas.study import Progress, Search, SearchOutcome, check_budget
 from nas.study_log import study_log
 from nas.study_table import TABLE
 from nas.tables import Wanted, make
-from searchspace.spec import read_spec
 
 logger = logging.getLogger(__name__)
 
@@ -289,12 +288,9 @@ def _executor(problem: Problem) -> Executor:
 
 def _measured(problem: Problem, folder: Path, members: Members, observer: Observer) -> dict[int, Measured]:
     """The members measured on the device, or nothing where it is not at hand, which is no reason to lose the study."""
-    specs = {
-        number: read_spec(folder / "models" / str(number) / "spec.yaml")
-        for number in (finalist.candidate.number for finalist, _ in members)
-    }
+    models = {each.candidate.number: folder / "models" / str(each.candidate.number) for each, _ in members}
     try:
-        return measure_members(problem.target, specs, folder / MEASURED)
+        return measure_members(problem.target, models, folder / MEASURED)
     except (ConfigError, TransportError) as error:
         observer.note(f"finalists could not be measured on {problem.target.name}: {error}")
         return {}

@@ -24,7 +24,7 @@ from nas.contenders import Climbed, TrainingPlan
 from nas.device_commands import network_graph, read_any_spec
 from nas.executors.processes import ProcessExecutor
 from nas.files import write_atomically
-from nas.long_training import MODEL, SPEC, Pace, TrainingRecord, open_training, train_to_the_end
+from nas.long_training import MODEL, Pace, TrainingRecord, open_training, train_to_the_end
 from nas.members import certificate, latency_json
 from nas.problem import DataKey, dataset
 from nas.settings import StudyFile, read_study_file, versions
@@ -32,7 +32,7 @@ from nas.storage import driver_lock
 from nas.view import View, study_folder
 from searchspace.recognise import for_task
 from searchspace.space import Task
-from searchspace.spec import ArchSpec, read_spec, spec_id, spec_to_dict
+from searchspace.spec import ArchSpec, spec_id, spec_to_dict
 
 MANIFEST = "manifest.json"
 
@@ -105,7 +105,7 @@ def train(words: TrainWords, view: View) -> int:
         with driver_lock(folder), redirect_stdout(sys.stderr):
             with closing(ProcessExecutor(1)) as executor:
                 found = train_to_the_end(plan, folder, Pace(words.checkpoint_every), executor, tell)
-            measured, note = _measured(target, read_spec(folder / MODEL / SPEC), folder)
+            measured, note = _measured(target, folder)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with it", file=sys.stderr)
         return INTERRUPTED
@@ -152,12 +152,12 @@ def _recipe(path: Path | None, data_name: str) -> Recipe:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _measured(target: Target | None, spec: ArchSpec, folder: Path) -> tuple[Measured | None, str | None]:
+def _measured(target: Target | None, folder: Path) -> tuple[Measured | None, str | None]:
     """What the device says, and why it says nothing where it should."""
     if target is None:
         return None, None
     try:
-        return measure_members(target, {0: spec}, folder / "measured").get(0), None
+        return measure_members(target, {0: folder / MODEL}, folder / "measured").get(0), None
     except (ConfigError, TransportError) as error:
         return None, f"it could not be measured on {target.name}: {error}"
 

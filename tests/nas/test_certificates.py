@@ -1,5 +1,6 @@
 """Finalists on a device that follows a formula, and studies that keep the table they began with."""
 
+import hashlib
 import json
 import logging
 import signal
@@ -29,7 +30,7 @@ from searchspace.blocks.rdp import Rdp
 from searchspace.blocks.rep import Rep
 from searchspace.coverage import parse_layout
 from searchspace.network import build_network, deploy_graph
-from searchspace.spec import ArchSpec, spec_from_dict
+from searchspace.spec import ArchSpec, spec_from_dict, write_spec
 from tests.formula_device import OTHER_MS, FormulaDevice, network_ms, write_timed
 from tests.nas.conftest import StudyExecutor, trained
 
@@ -43,6 +44,30 @@ STUDY = f"target: host\nbudget: 100ms\ndata_limit: 200\ntrials: 9\nfinalists: 3\
 
 def spec_of(width):
     return ArchSpec((3, 16, 16), Rep(width, 2), ((Rdp(width),),), Classifier(5))
+
+
+def modelled(tmp_path, **widths):
+    """Model folders as finalists have them, for `{"m3": 8}` trial 3 of width 8."""
+    found = {}
+    for name, width in widths.items():
+        folder = tmp_path / f"{name}-{width}"
+        folder.mkdir(exist_ok=True)
+        write_spec(spec_of(width), folder / "spec.yaml")
+        write_model(spec_of(width), folder)
+        found[int(name[1:])] = folder
+    return found
+
+
+def write_model(spec, folder):
+    (path,) = write_timed(RULES)([(deploy_graph(spec), folder / "model.onnx")])
+    return path
+
+
+def exported(plan):
+    """`trained`, with a model that the device can run."""
+    found = trained(plan)
+    content = write_model(plan.spec, plan.folder).read_bytes()
+    return found | {"files": found["files"] | {"model.onnx": hashlib.sha256(content).hexdigest()}}
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +117,7 @@ def known(ready):
 def nas(tmp_path, capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
 
-    def nas(*words, train=trained):
+    def nas(*words, train=exported):
         executor = StudyExecutor(train)
         monkeypatch.setattr(driver, "_executor", lambda settings: executor)
         code = main([*map(str, words), "--out", str(tmp_path)])
@@ -110,10 +135,9 @@ def nas(tmp_path, capsys, monkeypatch):
 
 
 def test_members_are_measured_fused_and_as_they_were_trained(device, known, tmp_path):
-    specs = {3: spec_of(8), 11: spec_of(16)}
-    found = measure_members(load_target("host"), specs, tmp_path / "measured")
+    found = measure_members(load_target("host"), modelled(tmp_path, m3=8, m11=16), tmp_path / "measured")
     assert set(found) == {3, 11}
-    for trial, spec in specs.items():
+    for trial, spec in {3: spec_of(8), 11: spec_of(16)}.items():
         fused = found[trial].fused
         assert fused.value_ms == pytest.approx(network_ms(deploy_graph(spec), RULES))
         assert fused.low_ms == fused.high_ms == fused.value_ms
@@ -129,27 +153,27 @@ def test_the_rounds_of_a_member_make_its_interval(device, known, tmp_path):
     device._slower = lambda job, count: factors.get(job, 1.0)
     target = load_target("host")
     own_ms = network_ms(deploy_graph(spec_of(8)), RULES)
-    found = measure_members(target, {2: spec_of(16), 3: spec_of(8)}, tmp_path)[3].fused
+    found = measure_members(target, modelled(tmp_path, m2=16, m3=8), tmp_path)[3].fused
     assert (found.low_ms, found.value_ms, found.high_ms) == pytest.approx((own_ms, 1.25 * own_ms, 1.5 * own_ms))
 
 
 def test_without_members_or_a_way_nothing_is_measured(device, known, tmp_path):
     assert measure_members(load_target("host"), {}, tmp_path / "measured") == {}
-    assert measure_members(load_target("rk3288"), {1: spec_of(8)}, tmp_path / "measured") == {}
+    assert measure_members(load_target("rk3288"), modelled(tmp_path, m1=8), tmp_path / "measured") == {}
     assert not (tmp_path / "measured").exists()
 
 
 def test_other_members_are_measured_anew_and_the_same_ones_are_not(device, known, tmp_path):
     target = load_target("host")
-    first = measure_members(target, {1: spec_of(8), 2: spec_of(16)}, tmp_path)
+    first = measure_members(target, modelled(tmp_path, m1=8, m2=16), tmp_path)
     count = len(device.timed)
-    assert measure_members(target, {1: spec_of(8), 2: spec_of(16)}, tmp_path) == first
+    assert measure_members(target, modelled(tmp_path, m1=8, m2=16), tmp_path) == first
     assert len(device.timed) == count
-    found = measure_members(target, {2: spec_of(16), 5: spec_of(24)}, tmp_path)
+    found = measure_members(target, modelled(tmp_path, m2=16, m5=24), tmp_path)
     assert set(found) == {2, 5}
     assert found[5].fused.value_ms == pytest.approx(network_ms(deploy_graph(spec_of(24)), RULES))
     # Another network under a known number, as when a study was begun anew in the same place.
-    again = measure_members(target, {2: spec_of(32), 5: spec_of(24)}, tmp_path)
+    again = measure_members(target, modelled(tmp_path, m2=32, m5=24), tmp_path)
     assert again[2].fused.value_ms == pytest.approx(network_ms(deploy_graph(spec_of(32)), RULES))
 
 
@@ -161,16 +185,17 @@ def test_a_member_that_the_device_cannot_run_is_missing_and_the_others_are_there
 
     device._slower = broken
     with caplog.at_level(logging.WARNING, logger="nas"):
-        found = measure_members(load_target("host"), {1: spec_of(8), 2: spec_of(16)}, tmp_path)
+        found = measure_members(load_target("host"), modelled(tmp_path, m1=8, m2=16), tmp_path)
     assert set(found) == {1}
     assert "trial 2 does not run on host: out of memory" in caplog.text
 
 
 def test_a_member_that_cannot_be_written_is_named(device, known, tmp_path, monkeypatch):
     refuse = write_timed(RULES, refuse=lambda graph: True)
-    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], write_timed=refuse))
-    with pytest.raises(ConfigError, match="trial 7: onnxruntime cannot take it"):
-        measure_members(load_target("host"), {7: spec_of(8)}, tmp_path)
+    monkeypatch.setitem(RUNTIMES, "ncnn", replace(RUNTIMES["ncnn"], write_timed=refuse))
+    target = load_target("host", runtime="ncnn")
+    with pytest.raises(ConfigError, match="trial 7: ncnn cannot take it"):
+        measure_members(target, modelled(tmp_path, m7=8), tmp_path)
 
 
 @pytest.mark.parametrize(

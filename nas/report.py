@@ -299,8 +299,8 @@ def how_accuracy_was_taken(document: Mapping[str, Any]) -> str:
 
 
 _WORTH = {
-    "measured": "These latencies were measured on the device: the median of many runs of the model.onnx of each; where the "
-    "runtime reads no ONNX, of the same network in its own form.",
+    "measured": "These latencies were measured on the device: the median of many runs of the model.onnx of each; where "
+    "the runtime reads no ONNX, of the same network in its own form.",
     "calibrated": (
         "These latencies are calibrated: computed from a formula that was fitted to published measurements of whole "
         "networks on such a device; none was measured by this project."

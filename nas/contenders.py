@@ -1,9 +1,11 @@
 """A candidate on its way through training: some epochs at a time, each from where the last ones ended."""
 
+import json
 import logging
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluators.accuracy import Accuracy, accuracy
@@ -80,6 +82,24 @@ def climbed_from(finding: dict[str, Any], state: bytes | None) -> Climbed:
         finding["seconds"],
         state,
     )
+
+
+FINDING, TRAINING = "finding.json", "training.pt"
+
+
+def put_down(climbed: Climbed, folder: Path) -> None:
+    """Leaves in a folder how far a candidate has come, and its training where there is one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINDING).write_text(json.dumps(climbed.as_finding()), encoding="utf-8")
+    if climbed.state is not None:
+        (folder / TRAINING).write_bytes(climbed.state)
+
+
+def taken_up(folder: Path) -> Climbed:
+    """What `put_down` left there."""
+    training = folder / TRAINING
+    finding = json.loads((folder / FINDING).read_text(encoding="utf-8"))
+    return climbed_from(finding, training.read_bytes() if training.exists() else None)
 
 
 def contender_job(plan: TrainingPlan, before: Climbed | None, until_epoch: int) -> Climbed | Failure:

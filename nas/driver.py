@@ -16,7 +16,7 @@ from nas.certificates import Measured, measure_members
 from nas.executors.executor import Executor, Job
 from nas.executors.inline import InlineExecutor
 from nas.executors.processes import ProcessExecutor
-from nas.ladder import Ladder, Members
+from nas.ladder import Ladder, Members, Trained, climb
 from nas.leading import trust_report, with_trust
 from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, give_dataset, resolve
@@ -188,7 +188,7 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
             budget_ms = problem.settings.budget_ms
             feasible = [each for each in outcome.evaluated if each.cost.latency.high_ms <= budget_ms]
             chosen = shortlist(feasible, problem.settings.first_places, problem.leading)
-            trained = Ladder(problem, folder, executor, search.results).climb(chosen, observer.note, observer.training)
+            trained = _trained(Ladder(problem, folder, search.results, chosen, observer), executor, folder, observer)
         executor.close()  # what is timed now must have the machine to itself
         with _timed(seconds, "certificates"):
             measured = _measured(problem, folder, trained.members, observer)
@@ -284,6 +284,20 @@ def _executor(problem: Problem) -> Executor:
         share = Share(settings.cpus_per_trial, settings.gpus_per_trial)
         return RayExecutor(settings.workers, settings.ray_address, share, baggage)
     return ProcessExecutor(settings.workers, threads)
+
+
+def _trained(ladder: Ladder, executor: Executor, folder: Path, observer: Observer) -> Trained:
+    """Contenders and finalists trained: on Ray by Ray Tune, wherever that can work."""
+    from nas.executors.ray import RayExecutor
+
+    if not isinstance(executor, RayExecutor):
+        return climb(ladder, executor)
+    from nas.executors.ray_tune import climb_by_tune, refusal
+
+    if why := refusal(executor, folder):
+        observer.note(f"finalists are trained as plain Ray tasks, not by Ray Tune: {why}")
+        return climb(ladder, executor, has_folder=False)
+    return climb_by_tune(ladder, executor, folder)
 
 
 def _measured(problem: Problem, folder: Path, members: Members, observer: Observer) -> dict[int, Measured]:

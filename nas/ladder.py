@@ -3,23 +3,27 @@
 Promotion is by rank and crowding of accuracy and latency. Whoever is promoted goes on with the weights and the
 optimizer's state that it has. What a rung will cost is worked out beforehand, from the first looks and then from what
 the candidates took, and where there is a budget of time, fewer are trained.
+
+Who goes on is decided here; who trains is not: `climb` has an executor do it, a stint at a time, and Ray Tune climbs
+the same ladder by its own means (`nas.executors.ray_tune`).
 """
 
 import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from evaluators.checkpoints import write_checkpoint
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
 from evaluators.layout_search import LayoutSettings
 from evaluators.recipe import recipe_for
-from nas.contenders import Climbed, TrainingPlan, climbed_from, contender_job
+from nas import stints
+from nas.contenders import Climbed, TrainingPlan, climbed_from
 from nas.executors.executor import Executor, Job
 from nas.finalists import Carried, FinalistPlan, carried_finalist_job, file_hashes, finalist_job, unpack
 from nas.pareto import ranking
@@ -28,14 +32,12 @@ from nas.results import Key, ResultStore
 from nas.rungs import Rung, RungReport, narrowed, price_s, rungs_for
 from nas.settings import StudySettings
 from nas.shortlist import Finalist
+from nas.stints import Way, next_stint
 from nas.study import Evaluated
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-
-# A training is put down about so often, so that no more is lost by whatever ends the run.
-CHECKPOINT_EVERY_S = 60.0
 
 
 Members = list[tuple[Finalist, dict[str, Any]]]
@@ -50,50 +52,175 @@ class Trained:
     rungs: list[RungReport]
 
 
-class Ladder:
-    """The rungs of one study; goes on from whatever its folder holds."""
+class Audience(Protocol):
+    """Hears how the training gets on: in words, and as trainings done and planned."""
 
-    def __init__(self, problem: Problem, folder: Path, executor: Executor, results: ResultStore) -> None:
+    def note(self, text: str) -> None: ...
+    def training(self, done: int, total: int) -> None: ...
+
+
+class Ladder:
+    """The rungs of one study, the best contenders first; goes on from whatever the study's folder holds.
+
+    `next` hands out who is to be trained now, `heard` takes what came of it, until all `is_over`.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        folder: Path,
+        results: ResultStore,
+        contenders: Sequence[Finalist],
+        audience: Audience,
+    ) -> None:
+        settings = problem.settings
         self._problem = problem
         self._folder = folder
-        self._executor = executor
         self._results = results
+        self._audience = audience
         # What failed for a reason that is not the network's is not remembered, so that it is tried again on resume.
         self._broken: dict[Key, Failure] = {}
         self._stands: dict[int, Climbed] = {}
         self._guesses: dict[int, float] = {}
         self._deadline: float | None = None
-
-    def climb(
-        self, contenders: Sequence[Finalist], note: Callable[[str], None], on_progress: Callable[[int, int], None]
-    ) -> Trained:
-        """Trains the contenders, the best first, rung by rung; `on_progress` hears of trainings done and planned."""
-        settings = self._problem.settings
         if settings.training_time_s is not None:
             self._deadline = time.monotonic() + settings.training_time_s
-        ladder = rungs_for(len(contenders), settings.finalists, settings.epochs)
-        left, trained = list(contenders), Trained([], [], [])
-        done = 0
-        while ladder and left:
-            rest, expected_s = self._planned(ladder, left)
-            places = left[: rest[0].places]
-            note(_plan_text(rest, len(places), expected_s))
-            total = done + len(places) + sum(rung.places for rung in rest[1:])
-            left = self._train_on(rest, places, _counted(on_progress, done, total))
-            done += len(places)
-            trained.failures.extend(self._told_failures(rest[0], places))
-            found = [self._finding(each, rest[0].epochs) for each in left]
-            taken = sum(finding["seconds"] for finding in found)
-            trained.rungs.append(RungReport(rest[0].epochs, len(places), taken, expected_s))
-            if len(ladder) == 1:
-                trained.members.extend(zip(left, found, strict=True))
-            points = [
-                (finding["accuracy"], each.candidate.cost.latency.value_ms)
-                for each, finding in zip(left, found, strict=True)
-            ]
-            left = [left[index] for index in ranking(points, len(points))]
-            ladder = ladder[1:]
-        return trained
+        self._trained = Trained([], [], [])
+        self._ladder = rungs_for(len(contenders), settings.finalists, settings.epochs)
+        self._rungs = tuple(rung.epochs for rung in self._ladder)
+        # The same as far as it can be paid.
+        self._rest = self._ladder
+        # Of the rung that is climbed: whose places they are, who has not begun on it, and who is out.
+        self._places = list(contenders)
+        self._waiting: deque[Finalist] = deque()
+        self._out: dict[int, Finalist] = {}
+        self._expected_s = 0.0
+        self._done_below = self._total = 0
+        self._begin_rung()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody is left to be trained or to be heard of."""
+        return not self._ladder
+
+    @property
+    def trained(self) -> Trained:
+        """What it came to so far."""
+        return self._trained
+
+    @property
+    def out(self) -> int:
+        """How many were handed out and not heard of."""
+        return len(self._out)
+
+    def is_out(self, each: Finalist) -> bool:
+        """Whether it is being trained as far as the ladder knows."""
+        return each.candidate.number in self._out
+
+    def is_in(self, number: int) -> bool:
+        """Whether a trial has a place on the rung that is climbed, so that it may go on from there."""
+        return not self.is_over and any(each.candidate.number == number for each in self._places)
+
+    def next(self) -> Finalist | None:
+        """Who is to be trained now, which is out from here on; None where others have to be heard of before."""
+        while not self.is_over:
+            if self._waiting and self._deadline is not None:
+                # With a budget of time the first ones show what the others will cost.
+                if len(self._out) >= self._problem.settings.workers:
+                    return None
+                self._give_up_unaffordable()
+            if self._waiting:
+                each = self._waiting.popleft()
+                self._out[each.candidate.number] = each
+                return each
+            if self._out:
+                return None
+            self._end_rung()
+        return None
+
+    def before(self, each: Finalist) -> Climbed | None:
+        """How far it has come, None where it begins."""
+        return self._stands.get(each.candidate.number)
+
+    def way(self, each: Finalist) -> Way:
+        """What it has before it, at what an epoch is expected to take by now."""
+        candidate = each.candidate
+        plan = FinalistPlan(candidate.number, self._plan(candidate), self._model_folder(candidate))
+        (epoch_s,) = self._epoch_s([each])
+        return Way(plan, self._rungs, epoch_s, stints.CHECKPOINT_EVERY_S)
+
+    def goes_on(self, epochs: int) -> bool:
+        """Whether who has come so far and is out goes on at once, and not only after all others of its rung."""
+        return len(self._ladder) == 1 or epochs < self._ladder[0].epochs
+
+    def heard(self, each: Finalist, result: Climbed | Carried | Mapping[str, Any] | Failure) -> None:
+        """Takes what came of one that is out; it stays out where it goes on at once."""
+        number, epochs = each.candidate.number, self._ladder[0].epochs
+        if isinstance(result, Climbed):
+            assert result.state is not None
+            write_checkpoint(result.state, self._state_path(number))
+            self._stands[number] = result
+            self._results.add(self._key(each, result.epochs), result.as_finding())
+            if self.goes_on(result.epochs):
+                return
+        elif isinstance(result, Failure):
+            self._keep_failure(each, epochs, result)
+        else:
+            found = unpack(result, self._model_folder(each.candidate)) if isinstance(result, Carried) else result
+            self._results.add(self._key(each, epochs), found)
+            self._state_path(number).unlink(missing_ok=True)
+        del self._out[number]
+        self._tell_progress()
+        logger.info("%d epochs: %d of %d trained", epochs, self._done, len(self._places))
+
+    def _begin_rung(self) -> None:
+        if not self._ladder or not self._places:
+            self._ladder = []
+            return
+        rest, self._expected_s = self._planned(self._ladder, self._places)
+        self._rest, self._places = rest, self._places[: rest[0].places]
+        self._audience.note(_plan_text(rest, len(self._places), self._expected_s))
+        self._total = self._done_below + len(self._places) + sum(rung.places for rung in rest[1:])
+        rung, is_last = rest[0], len(rest) == 1
+        self._waiting = deque(each for each in self._places if not self._is_done(each, rung.epochs, is_last))
+        for each in self._waiting:
+            self._stand_where_left(each, rung.epochs)
+        self._tell_progress()
+
+    def _end_rung(self) -> None:
+        rung, is_last = self._ladder[0], len(self._ladder) == 1
+        places = self._places
+        self._done_below += len(places)
+        self._trained.failures.extend(self._told_failures(rung, places))
+        left = [each for each in places if isinstance(self._found(each, rung.epochs), Mapping)]
+        found = [self._finding(each, rung.epochs) for each in left]
+        taken = sum(finding["seconds"] for finding in found)
+        self._trained.rungs.append(RungReport(rung.epochs, len(places), taken, self._expected_s))
+        if is_last:
+            self._trained.members.extend(zip(left, found, strict=True))
+        points = [
+            (finding["accuracy"], each.candidate.cost.latency.value_ms)
+            for each, finding in zip(left, found, strict=True)
+        ]
+        self._places = [left[index] for index in ranking(points, len(points))]
+        self._ladder = self._ladder[1:]
+        self._begin_rung()
+
+    def _give_up_unaffordable(self) -> None:
+        if not self._stands:
+            return
+        affordable = self._planned(self._rest, self._places)[0][0].places
+        if len(self._places) - len(self._waiting) >= affordable:
+            epochs = self._ladder[0].epochs
+            logger.warning("no time to train %d of %d to epoch %d", len(self._waiting), len(self._places), epochs)
+            self._waiting.clear()
+
+    @property
+    def _done(self) -> int:
+        return len(self._places) - len(self._waiting) - len(self._out)
+
+    def _tell_progress(self) -> None:
+        self._audience.training(self._done_below + self._done, self._total)
 
     def _planned(self, ladder: Sequence[Rung], left: Sequence[Finalist]) -> tuple[list[Rung], float]:
         """The rest of the ladder as far as it can be paid, and what it is expected to take."""
@@ -123,52 +250,6 @@ class Ladder:
         images = early.iterations * early.recipe.batch_size
         return candidate.outcome["seconds"] / images * dataset(self._problem.data).num_train
 
-    def _train_on(
-        self, ladder: Sequence[Rung], places: Sequence[Finalist], on_done: Callable[[int], object]
-    ) -> list[Finalist]:
-        """Those of `places` that reach the ladder's first rung; on the last one with everything that a finalist has."""
-        rung, is_last = ladder[0], len(ladder) == 1
-        waiting = deque(each for each in places if not self._is_done(each, rung.epochs, is_last))
-        for each in waiting:
-            self._stand_where_left(each, rung.epochs)
-        out: dict[int, Finalist] = {}
-        on_done(len(places) - len(waiting))
-        while waiting or out:
-            # With a budget of time the first ones show what the others will cost.
-            room = len(places) if self._deadline is None else self._problem.settings.workers
-            while waiting and len(out) < room:
-                if self._deadline is not None and self._stands:
-                    affordable = self._planned(ladder, places)[0][0].places
-                    if len(places) - len(waiting) >= affordable:
-                        logger.warning("no time to train %d of %d to epoch %d", len(waiting), len(places), rung.epochs)
-                        waiting.clear()
-                        break
-                self._submit(waiting.popleft(), rung.epochs, is_last, out)
-            if not out:
-                break
-            finished = self._executor.wait()
-            each, result = out.pop(finished.handle), finished.result
-            number = each.candidate.number
-            if isinstance(result, Carried):
-                result = unpack(result, self._model_folder(each.candidate))
-            if isinstance(result, Failure):
-                self._keep_failure(each, rung.epochs, result)
-            elif isinstance(result, Climbed):
-                assert result.state is not None
-                write_checkpoint(result.state, self._state_path(number))
-                self._stands[number] = result
-                self._results.add(self._key(each, result.epochs), result.as_finding())
-                if is_last or result.epochs < rung.epochs:
-                    self._submit(each, rung.epochs, is_last, out)
-                    continue
-            else:
-                self._results.add(self._key(each, rung.epochs), result)
-                self._state_path(number).unlink(missing_ok=True)
-            done = len(places) - len(out) - len(waiting)
-            on_done(done)
-            logger.info("%d epochs: %d of %d trained", rung.epochs, done, len(places))
-        return [each for each in places if isinstance(self._found(each, rung.epochs), Mapping)]
-
     def _is_done(self, each: Finalist, epochs: int, is_last: bool) -> bool:
         known = self._results.get(self._key(each, epochs))
         if known is None or isinstance(known, Failure):
@@ -183,24 +264,9 @@ class Ladder:
         state = self._read_state(each.candidate.number)
         known = (self._results.get(self._key(each, epoch)) for epoch in range(epochs - 1, 0, -1))
         last = next((found for found in known if isinstance(found, Mapping)), None)
-        if each.candidate.number not in self._stands and last is not None and state is not None:
+        stands = self.before(each)
+        if last is not None and state is not None and (stands is None or stands.epochs < last["epochs"]):
             self._stands[each.candidate.number] = climbed_from(dict(last), state)
-
-    def _submit(self, each: Finalist, epochs: int, is_last: bool, out: dict[int, Finalist]) -> None:
-        candidate = each.candidate
-        before = self._stands.get(candidate.number)
-        (price,) = self._epoch_s([each])
-        done = 0 if before is None else before.epochs
-        until = min(epochs, done + max(1, int(CHECKPOINT_EVERY_S / max(price, 1e-9))))
-        plan = self._plan(candidate)
-        if is_last and until == epochs:
-            finalist = FinalistPlan(candidate.number, plan, self._model_folder(candidate))
-            # Whoever joins a cluster may have workers on machines that do not have the study's folder.
-            function = finalist_job if self._problem.settings.ray_address is None else carried_finalist_job
-            job = Job(f"finalist {candidate.number}", function, (finalist, before))
-        else:
-            job = Job(f"contender {candidate.number}", contender_job, (plan, before, until))
-        out[self._executor.submit(job)] = each
 
     def _finding(self, each: Finalist, epochs: int) -> dict[str, Any]:
         found = self._results.get(self._key(each, epochs))
@@ -262,6 +328,28 @@ class Ladder:
         return path.read_bytes() if path.exists() else None
 
 
+def climb(ladder: Ladder, executor: Executor, *, has_folder: bool = True) -> Trained:
+    """Has the executor train whoever is to be; without the study's folder where it works, files are carried here."""
+    finish = finalist_job if has_folder else carried_finalist_job
+    out: dict[int, Finalist] = {}
+
+    def submit(each: Finalist) -> None:
+        function, arguments = next_stint(ladder.way(each), ladder.before(each), finish)
+        what = "contender" if function is not finish else "finalist"
+        out[executor.submit(Job(f"{what} {each.candidate.number}", function, arguments))] = each
+
+    while True:
+        while (each := ladder.next()) is not None:
+            submit(each)
+        if not out:
+            return ladder.trained
+        finished = executor.wait()
+        each = out.pop(finished.handle)
+        ladder.heard(each, finished.result)
+        if ladder.is_out(each):
+            submit(each)
+
+
 def fidelity(settings: StudySettings, epochs: int) -> str:
     """How much was spent on a candidate: results of other epochs, ways or layouts are other results."""
     way = "" if epochs == settings.epochs else f"-of-{settings.epochs}"
@@ -273,10 +361,6 @@ def fidelity(settings: StudySettings, epochs: int) -> str:
 def is_whole_training(fidelity: str) -> bool:
     """Whether results under that fidelity are of a candidate that was trained to the end."""
     return fidelity.startswith("trained-") and "-of-" not in fidelity
-
-
-def _counted(on_progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
-    return lambda count: on_progress(before + count, total)
 
 
 def _plan_text(rest: Sequence[Rung], first: int, expected_s: float) -> str:

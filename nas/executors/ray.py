@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from evaluators.evaluator import Failure, failure_from
@@ -25,12 +26,15 @@ logger = logging.getLogger(__name__)
 # What Ray keeps of objects in shared memory, where it is of our own; the data set comes on top.
 OBJECT_STORE_BYTES = 200 * 2**20
 ANSWER_WITHIN_S = 5.0
+# A node may have to begin a worker first.
+NODE_ANSWERS_WITHIN_S = 60.0
 
 # While nothing ends, whether anything still can is looked at so often.
 LOOK_AFTER_S = 3.0
 
 # A job that brings down so many workers has failed; fewer may be somebody else's kills.
 DEATHS = 3
+DIED = Failure("its worker process died, killed or out of memory")
 
 # A job that does not hear its alarm, because a library does not come back to Python, is ended after so much more.
 GRACE_S = 2.0
@@ -61,6 +65,10 @@ class Baggage:
     size_bytes: int = 0
 
 
+# The job that unpacks the data, threads for each worker, and how many workers share a machine (None: as cores say).
+Luggage = tuple[list[Any], int, int | None]
+
+
 class RayExecutor:
     """One Ray task per job. A job whose worker or node died is run again, which is said."""
 
@@ -77,9 +85,10 @@ class RayExecutor:
         # On a cluster nobody else sees to it that no more than `workers` run; here the cores do, and a short queue
         # keeps them busy while a result travels.
         self._room = workers if address is not None else 2 * workers
+        self._workers = workers
         first = None if baggage.first is None else self._ray.put(baggage.first)
         # In a list, so that only those who ask for it take it out of the store.
-        self._luggage = ([first], max(1, int(share.cpus)), None if address is not None else workers)
+        self._luggage: Luggage = ([first], max(1, int(share.cpus)), None if address is not None else workers)
         self._task = self._ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_retries=0)(_run)
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[int] = deque()
@@ -119,6 +128,47 @@ class RayExecutor:
             token.chmod(0o600)  # Ray leaves it to be read by everybody
         return running
 
+    @property
+    def workers(self) -> int:
+        """How many jobs run at once."""
+        return self._workers
+
+    @property
+    def share(self) -> Share:
+        """What each is given of a node."""
+        return self._share
+
+    @property
+    def luggage(self) -> Luggage:
+        """What a worker of any kind unpacks before it works."""
+        return self._luggage
+
+    @property
+    def is_client(self) -> bool:
+        """Whether the driver itself is no part of the cluster, but speaks to it through a ray:// address."""
+        return bool(self._ray.util.client.ray.is_connected())
+
+    def nodes_without(self, folder: Path) -> list[str]:
+        """Addresses of the nodes that do not see a folder of the driver's, as far as a new file in it shows."""
+        if self._sweeper is not None:
+            return []
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        look = self._ray.remote(num_cpus=0, max_retries=0)(Path.exists)
+        with NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
+            seen = {}
+            for node in self._ray.nodes():
+                if node["Alive"]:
+                    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                    seen[node["NodeManagerAddress"]] = look.options(scheduling_strategy=there).remote(Path(file.name))
+            return [address for address, reference in seen.items() if not self._is_true(reference)]
+
+    def _is_true(self, reference: Any) -> bool:
+        try:
+            return bool(self._ray.get(reference, timeout=NODE_ANSWERS_WITHIN_S))
+        except self._ray.exceptions.RayError:
+            return False
+
     def submit(self, job: Job) -> int:
         self._submitted += 1
         self._jobs[self._submitted] = job
@@ -139,7 +189,7 @@ class RayExecutor:
         while True:
             ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=LOOK_AFTER_S)
             if not ended:
-                if why := self._hopeless():
+                if why := self.hopeless():
                     handle = self._running.pop(next(iter(self._running)))
                     return Finished(handle, Failure(why, lasting=False))
                 continue
@@ -163,8 +213,8 @@ class RayExecutor:
             self._dispatch()
             return Finished(handle, result)
 
-    def _hopeless(self) -> str | None:
-        """Why no job will ever end, None where one may."""
+    def hopeless(self) -> str | None:
+        """Why nothing that is out will ever end, None where it may."""
         if self._sweeper is not None:
             # Asking Ray whether it is there takes a minute where it is not, and then ends this process.
             dead = self._ray._private.worker._global_node.dead_processes()
@@ -186,7 +236,7 @@ class RayExecutor:
             assert job.limit_s is not None
             return too_long(job.limit_s)
         if self._deaths[handle] == DEATHS:
-            return Failure("its worker process died, killed or out of memory")
+            return DIED
         logger.warning("%s: %s; run again", job.label, _in_words(error, self._ray))
         return None
 
@@ -289,16 +339,9 @@ class _TooLong(BaseException):
 _unpacked: set[str] = set()
 
 
-# The job that unpacks the data, threads for each worker, and how many workers share a machine (None: as cores say).
-Luggage = tuple[list[Any], int, int | None]
-
-
 def _run(luggage: Luggage, function: Any, arguments: tuple[Any, ...], limit_s: float | None) -> Any:
-    (first,), threads, workers = luggage
-    try:
-        _unpack(first, threads, workers)
-    except Exception as error:
-        return Failure(failure_from(error).reason, lasting=False)
+    if failure := unpack(luggage):
+        return failure
 
     def stop(*_: object) -> None:
         raise _TooLong
@@ -325,15 +368,21 @@ def _run(luggage: Luggage, function: Any, arguments: tuple[Any, ...], limit_s: f
             faulthandler.cancel_dump_traceback_later()
 
 
-def _unpack(first: Any, threads: int, workers: int | None) -> None:
+def unpack(luggage: Luggage) -> Failure | None:
+    """Makes this worker process ready for its work, or says why it cannot be."""
+    (first,), threads, workers = luggage
     pin_threads(threads)
     key = "" if first is None else first.hex()
     if key in _unpacked:
-        return
-    limit_memory(memory_share((os.cpu_count() or 1) // threads if workers is None else workers))
-    if first is not None:
-        import ray
+        return None
+    try:
+        limit_memory(memory_share((os.cpu_count() or 1) // threads if workers is None else workers))
+        if first is not None:
+            import ray
 
-        job = ray.get(first)
-        job.function(*job.arguments)
+            job: Any = ray.get(first)
+            job.function(*job.arguments)
+    except Exception as error:
+        return Failure(failure_from(error).reason, lasting=False)
     _unpacked.add(key)
+    return None

@@ -1,10 +1,25 @@
 """A Ray cluster of two nodes on this machine, as a process of its own: prints its address, then obeys stdin.
 
-The first has four cores and a GPU, the second one core; `kill` kills the second; the end of stdin ends the cluster.
+The first has four cores and a GPU, the second one core; `kill` kills the second, `add` adds another in its place, and
+`add FOLDER` one that does not see what is in the folder. The end of stdin ends the cluster.
 """
 
+import ctypes
 import os
+import subprocess
 import sys
+
+NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
+
+
+def hide(folder):
+    """Has what this process starts from here on see an empty folder; says whether that is allowed."""
+    if ctypes.CDLL(None).unshare(NEW_MOUNTS):
+        return False
+    for command in ("--make-rprivate /", f"-t tmpfs tmpfs {folder}"):
+        if subprocess.run(["mount", *command.split()], capture_output=True).returncode:
+            return False
+    return True
 
 
 def main():
@@ -24,9 +39,14 @@ def main():
     second = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, **small)
     print(cluster.address, flush=True)
     for line in sys.stdin:
-        if line == "kill\n":
+        what, *folders = line.split()
+        if what == "kill":
             cluster.remove_node(second, allow_graceful=False)
-            print("killed", flush=True)
+        elif all(map(hide, folders)):
+            second = cluster.add_node(node_ip_address="127.0.0.2", num_cpus=1, **small)
+        else:
+            what = "cannot"
+        print(what, flush=True)
     cluster.shutdown()
 
 

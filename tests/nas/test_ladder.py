@@ -4,9 +4,10 @@ import pytest
 
 from evaluators.accuracy import Accuracy
 from evaluators.evaluator import Failure
-from nas import ladder as ladder_module
+from nas import stints
 from nas.contenders import Climbed
 from nas.ladder import CHECKPOINTS, Ladder
+from nas.ladder import climb as climb_by
 from nas.results import ResultStore
 from nas.shortlist import Finalist
 from nas.study import Evaluated
@@ -50,16 +51,26 @@ class World:
         return Climbed(stint.plan.spec, [], stint.until_epoch, reached, 1.0, self.epoch_s * stint.until_epoch, state)
 
 
+class Heard:
+    """An audience that keeps what it is told."""
+
+    def __init__(self):
+        self.notes = []
+        self.progress = []
+        self.note = self.notes.append
+
+    def training(self, done, total):
+        self.progress.append((done, total))
+
+
 @pytest.fixture
 def climb(tmp_path, problem, pool, changed, monkeypatch):
     def climb(world, executor=None, **settings):
         own = changed(**{"finalists": 4, "epochs": 12, "workers": 1} | settings)
         executor = executor or StudyExecutor(contend=world.contend)
-        notes, heard = [], []
-        found = Ladder(own, tmp_path, executor, ResultStore(tmp_path / "results.jsonl")).climb(
-            pool, notes.append, lambda done, total: heard.append((done, total))
-        )
-        return found, executor, notes, heard
+        heard = Heard()
+        found = climb_by(Ladder(own, tmp_path, ResultStore(tmp_path / "results.jsonl"), pool, heard), executor)
+        return found, executor, heard.notes, heard.progress
 
     climb.folder = tmp_path
     return climb
@@ -149,7 +160,7 @@ def test_a_run_that_was_ended_goes_on_where_it_stood(climb, pool):
 
 
 def test_a_long_rung_is_put_down_on_the_way(climb, pool, monkeypatch):
-    monkeypatch.setattr(ladder_module, "CHECKPOINT_EVERY_S", 0.21)
+    monkeypatch.setattr(stints, "CHECKPOINT_EVERY_S", 0.21)
     world = World(pool)
     with pytest.raises(Stopped):
         climb(world, StudyExecutor(contend=world.contend, stop_after=1))
@@ -163,6 +174,18 @@ def test_a_long_rung_is_put_down_on_the_way(climb, pool, monkeypatch):
     finals = {stint.until_epoch for stint in executor.stints if stint.until_epoch > 3}
     assert finals == {5, 7, 9, 11}
     assert len(executor.plans) == 4
+
+
+def test_a_run_that_was_ended_on_a_higher_rung_goes_on_from_there_and_not_from_the_rung_below(climb, pool, monkeypatch):
+    monkeypatch.setattr(stints, "CHECKPOINT_EVERY_S", 0.21)
+    world = World(pool)
+    with pytest.raises(Stopped):
+        climb(world, StudyExecutor(contend=world.contend, stop_after=8 * 2 + 6))  # four are at 5 epochs, two at 7
+    _, executor, *_ = climb(world)
+    begun = {}
+    for stint in executor.stints:
+        begun.setdefault(stint.plan.spec, (stint.before.epochs, stint.before.state.split()[-1], stint.until_epoch))
+    assert sorted(begun.values()) == [(5, b"5", 7), (5, b"5", 7), (7, b"7", 9), (7, b"7", 9)]
 
 
 def test_the_same_run_again_trains_nothing(climb, pool):

@@ -43,8 +43,8 @@ from tests.nas.test_executors import (
 # A data set that this machine does not have.
 ELSEWHERE = DataKey("/on/the/driver/alone", 0, 200)
 
-WORDS = "--target rk3288 --budget 100ms --data-limit 100 --iterations 2 --finalists 2 --epochs 1 --trials 10"
-SEARCH = WORDS.split()
+WORDS = "--target rk3288 --budget 5ms --data-limit 100 --iterations 2 --finalists 2 --contenders 6 --epochs 6"
+SEARCH = [*WORDS.split(), "--trials", "10"]
 
 
 # An address that does not answer
@@ -205,12 +205,12 @@ def cluster():
     ) as process:
         address = process.stdout.readline().strip()
 
-        def kill_node():
-            process.stdin.write("kill\n")
+        def order(words):
+            process.stdin.write(f"{words}\n")
             process.stdin.flush()
-            assert process.stdout.readline() == "killed\n"
+            return process.stdout.readline() == f"{words.split()[0]}\n"
 
-        yield address, kill_node
+        yield address, order
         process.stdin.close()
         process.wait()
 
@@ -343,26 +343,54 @@ def lines_in(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
-@pytest.mark.slow
-def test_inline_processes_and_a_cluster_that_loses_a_node_give_the_same_study(cluster, tmp_path):
-    address, kill_node = cluster
-    on_cluster = started(tmp_path / "ray", "--backend", "ray", "--ray-address", address, environment=LOOPBACK)
-    while lines_in(tmp_path / "ray") < 3 and on_cluster.poll() is None:
-        time.sleep(0.02)
-    kill_node()
-    _, errors = on_cluster.communicate()
-    assert on_cluster.returncode == 0, errors
-    by_ray = found_in(tmp_path / "ray")
-    assert len(by_ray["trials"]) == 10
-    # One of the others is also stopped by force, and gone on with by yet another.
-    inline = started(tmp_path / "inline", "--backend", "inline")
-    while lines_in(tmp_path / "inline") < 4 and inline.poll() is None:
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """What a study comes to that is begun in one process, stopped by force, and gone on with by others."""
+    folder = tmp_path_factory.mktemp("inline")
+    inline = started(folder, "--backend", "inline")
+    while lines_in(folder) < 4 and inline.poll() is None:
         time.sleep(0.02)
     inline.kill()
     inline.communicate()
-    resume = [sys.executable, "-m", "nas", "resume", "mine", "--out", str(tmp_path / "inline"), "--backend", "local"]
+    resume = [sys.executable, "-m", "nas", "resume", "mine", "--out", str(folder), "--backend", "local"]
     subprocess.run(resume, check=True, capture_output=True)
-    assert found_in(tmp_path / "inline") == by_ray
+    return found_in(folder)
+
+
+@pytest.mark.slow
+def test_inline_processes_and_a_cluster_that_loses_its_nodes_give_the_same_study(cluster, tmp_path, interrupted):
+    address, order = cluster
+    # As many as there are cores, so that there is work on the node that is killed.
+    words = ("--backend", "ray", "--ray-address", address, "--workers", "5")
+    on_cluster = started(tmp_path, *words, environment=LOOPBACK)
+    while lines_in(tmp_path) < 3 and on_cluster.poll() is None:
+        time.sleep(0.02)
+    assert order("kill")
+    assert order("add")
+    while (tmp_path / "mine" / RESULTS).read_text().count("trained-") < 2 and on_cluster.poll() is None:
+        time.sleep(0.02)
+    assert order("kill")  # while Tune trains
+    _, errors = on_cluster.communicate()
+    assert on_cluster.returncode == 0, errors
+    by_ray = found_in(tmp_path)
+    assert len(by_ray["trials"]) == 10
+    assert "plain Ray tasks" not in errors
+    log = (tmp_path / "mine" / "log.txt").read_text()
+    assert "its worker process or its node died; run again from its checkpoint" in log
+    assert by_ray == interrupted
+
+
+@pytest.mark.slow
+def test_on_nodes_that_do_not_see_the_folder_plain_tasks_train_and_send_the_files(cluster, tmp_path, interrupted):
+    address, order = cluster
+    if not order(f"add {tmp_path}"):
+        pytest.skip("needs the right to mount a file system")
+    on_cluster = started(tmp_path, "--backend", "ray", "--ray-address", address, environment=LOOPBACK)
+    _, errors = on_cluster.communicate()
+    assert on_cluster.returncode == 0, errors
+    assert "trained as plain Ray tasks, not by Ray Tune: the study's folder is not on all nodes" in errors
+    assert "127.0.0.2" in errors
+    assert found_in(tmp_path) == interrupted
 
 
 @pytest.mark.slow

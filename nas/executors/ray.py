@@ -156,17 +156,23 @@ class RayExecutor:
 
         look = self._ray.remote(num_cpus=0, max_retries=0)(Path.exists)
         with NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
-            seen = {}
-            for node in self._ray.nodes():
-                if node["Alive"]:
-                    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                    seen[node["NodeManagerAddress"]] = look.options(scheduling_strategy=there).remote(Path(file.name))
-            return [address for address, reference in seen.items() if not self._is_true(reference)]
+            asked = {}
+            for node in self._alive():
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                asked[node] = look.options(scheduling_strategy=there).remote(Path(file.name))
+            blind = [node for node, reference in asked.items() if not self._is_true(reference)]
+        alive = self._alive()  # one that has ended meanwhile is in nobody's way
+        return [alive[node] for node in blind if node in alive]
+
+    def _alive(self) -> dict[str, str]:
+        """Addresses of the nodes that are there, by their names."""
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in self._ray.nodes() if node["Alive"]}
 
     def _is_true(self, reference: Any) -> bool:
         try:
             return bool(self._ray.get(reference, timeout=NODE_ANSWERS_WITHIN_S))
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
+            logger.info("a node does not answer: %s", failure_from(error).reason)
             return False
 
     def submit(self, job: Job) -> int:

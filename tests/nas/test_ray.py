@@ -43,8 +43,10 @@ from tests.nas.test_executors import (
 # A data set that this machine does not have.
 ELSEWHERE = DataKey("/on/the/driver/alone", 0, 200)
 
-WORDS = "--target rk3288 --budget 5ms --data-limit 100 --iterations 2 --finalists 2 --contenders 6 --epochs 6"
-SEARCH = [*WORDS.split(), "--trials", "10"]
+WORDS = (
+    "--target rk3288 --budget 5ms --data-limit 100 --iterations 2 --finalists 2 --contenders 6 --epochs 6 --trials 10"
+)
+SEARCH = WORDS.split()
 
 
 # An address that does not answer

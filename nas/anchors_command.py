@@ -17,9 +17,9 @@ from hardware.profiling import ROUNDS, Bench, Profile, Subject, prepare
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, boards_folder, load_target
-from nas.cli import DONE
 from nas.console import observer, print_table
 from nas.device_commands import network_graph
+from nas.exit_codes import DONE
 from nas.files import write_atomically
 from nas.profile_command import Way, remember, transport_by
 from nas.tables import with_time_left

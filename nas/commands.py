@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hardware.strict_yaml import ConfigError, load_yaml
-from nas.cli import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.device_commands import interval_text, predicted, print_kernels
+from nas.exit_codes import BROKE, BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.members import read_front
 from nas.problem import Problem
 from nas.settings import (

@@ -31,7 +31,7 @@ from hardware.published import read_published
 from hardware.strict_yaml import ConfigError, nearest
 from hardware.target_tables import targets_table, with_table
 from hardware.targets import COUNTS_FILE, FORMULA_FILE, LAYERS_FILE, TARGETS_FOLDER, cache_folder, shipped_targets
-from nas.cli import BROKEN_CERTIFICATE, DONE
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE
 from nas.files import write_atomically
 from nas.quantities import duration_s
 from nas.view import View

@@ -13,7 +13,7 @@ from hardware.latency_table import Tier, kernel_sums
 from hardware.profiled_table import ProfiledModel
 from hardware.strict_yaml import nearest
 from hardware.targets import Target, known_targets, load_target, published_boards, published_rows
-from nas.cli import DONE
+from nas.exit_codes import DONE
 from nas.members import latency_json
 from nas.settings import read_study_file
 from nas.view import View, study_folder

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import BROKEN_CERTIFICATE, DONE
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE
 from nas.export import Exported, ExportPlan, check_destination, chosen_trials, export_members, open_trained
 from nas.export_formats import formats_named
 from nas.view import View, study_folder

@@ -26,9 +26,9 @@ from evaluators.layout_search import (
     search_layouts,
 )
 from hardware.strict_yaml import ConfigError, nearest
-from nas.cli import BROKE, DONE
 from nas.console import print_table, print_text
 from nas.device_commands import read_any_spec
+from nas.exit_codes import BROKE, DONE
 from nas.files import write_atomically
 from nas.view import View
 from searchspace.layouts import SCOPES, with_layouts

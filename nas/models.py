@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
-from nas.cli import DONE
 from nas.console import output_width, print_table, print_text
+from nas.exit_codes import DONE
 from nas.view import View
 from searchspace.references.comparison import BlockCounts, Compared, ComparedNetwork, Counts, compare, compare_all
 from searchspace.registry import BlockSpec, family_of

@@ -11,8 +11,8 @@ from hardware.profiled_table import Certificate, ProfiledTable
 from hardware.strict_yaml import ConfigError
 from hardware.transports import Local, Ssh, Transport
 from nas.certificates import Connection, connection_path
-from nas.cli import DONE
 from nas.console import observer, print_table
+from nas.exit_codes import DONE
 from nas.files import write_atomically
 from nas.quantities import duration_s
 from nas.tables import Wanted, bundle, make, take_in

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import DONE
+from nas.exit_codes import DONE
 from nas.files import write_atomically
 from nas.front_picture import front_picture, save_png, svg
 from nas.members import read_front

@@ -19,10 +19,10 @@ from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import Target, load_target
 from hardware.transports import TransportError
 from nas.certificates import Measured, measure_members
-from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.contenders import Climbed, TrainingPlan
 from nas.device_commands import network_graph, read_any_spec
 from nas.executors.processes import ProcessExecutor
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE, INTERRUPTED
 from nas.files import write_atomically
 from nas.long_training import MODEL, Pace, TrainingRecord, open_training, train_to_the_end
 from nas.members import certificate, latency_json

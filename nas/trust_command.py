@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import DONE, INTERRUPTED
 from nas.commands import new_study
 from nas.console import observer, print_table, print_text, warnings_to
 from nas.driver import ask_trust, reopened
+from nas.exit_codes import DONE, INTERRUPTED
 from nas.problem import Problem
 from nas.settings import LEAST_TRUSTED, read_study_file
 from nas.trust_members import MEMBERS, TRUST

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import BROKE, DONE, INTERRUPTED
+from nas.exit_codes import BROKE, DONE, INTERRUPTED
 from nas.export import Exported, ExportPlan, chosen_trials, export_members, open_trained, set_aside
 from nas.export_formats import formats_named
 from nas.files import write_atomically

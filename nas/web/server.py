@@ -11,7 +11,7 @@ import torch
 from optuna.storages import BaseStorage
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import DONE
+from nas.exit_codes import DONE
 from nas.storage import open_storage
 from nas.web.app import App
 from nas.web.guard import Guard, is_loopback

@@ -14,8 +14,9 @@ from hardware.strict_yaml import ConfigError, load_yaml
 from hardware.targets import boards_folder, known_targets, load_target
 from hardware.transports import Progress
 from nas import anchors_command, tables
-from nas.cli import DONE, WRONG_INPUT, main
+from nas.cli import main
 from nas.device_commands import network_graph
+from nas.exit_codes import DONE, WRONG_INPUT
 from nas.profile_command import Way
 from nas.view import View
 from searchspace.references import reference

@@ -23,7 +23,8 @@ from hardware.targets import described_target, host_identity, load_target, table
 from hardware.transports import Local, Ssh
 from nas import certificates, driver, tables
 from nas.certificates import Connection, connection_path, measure_members, transport_to, write_train_form
-from nas.cli import BROKEN_CERTIFICATE, DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE, WRONG_INPUT
 from nas.settings import read_study_file
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.rdp import Rdp

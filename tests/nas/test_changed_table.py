@@ -8,7 +8,8 @@ import pytest
 
 from evaluators.static import StaticCosts
 from nas import driver
-from nas.cli import DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import DONE, WRONG_INPUT
 from nas.members import read_front
 from nas.settings import read_study_file
 from nas.storage import open_study

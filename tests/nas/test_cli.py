@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from nas.cli import BROKE, DONE, INFEASIBLE, INTERRUPTED, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import BROKE, DONE, INFEASIBLE, INTERRUPTED, WRONG_INPUT
 
 SEARCH = ["search", "--target", "rk3288", "--budget", "5ms", "--data-limit", "200"]
 

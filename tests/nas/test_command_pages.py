@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from nas.cli import DONE, main
+from nas.cli import main
 from nas.command_pages import PAGES, command_pages
+from nas.exit_codes import DONE
 
 COMMANDS = re.findall(r"^## nas (\S+)$", PAGES.read_text(encoding="utf-8"), re.MULTILINE)
 

@@ -13,10 +13,11 @@ from evaluators.evaluator import Failure
 from hardware.latency_table import Latency, Tier
 from hardware.strict_yaml import ConfigError
 from nas import driver
-from nas.cli import BROKEN_CERTIFICATE, DONE, INTERRUPTED, WRONG_INPUT, main
+from nas.cli import main
 from nas.commands import checked_settings, default_name
 from nas.console import QuietObserver
 from nas.driver import begin, check_same, run_study, study_record
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE, INTERRUPTED, WRONG_INPUT
 from nas.members import certificate, read_front
 from nas.report import page, summary, worth
 from nas.run_record import read_run_record

@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from evaluators.datasets import open_dataset
-from nas.cli import DONE, INTERRUPTED, main
+from nas.cli import main
+from nas.exit_codes import DONE, INTERRUPTED
 from nas.settings import read_study_file
 from nas.storage import open_study
 from searchspace.network import build_network

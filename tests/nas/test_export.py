@@ -23,7 +23,8 @@ from hardware.isolated import Failed
 from hardware.strict_yaml import ConfigError
 from nas import export as exporting
 from nas import export_formats
-from nas.cli import BROKEN_CERTIFICATE, DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import BROKEN_CERTIFICATE, DONE, WRONG_INPUT
 from nas.export import compared, set_aside
 from nas.web.export_job import EXPORTED, read_state
 from nas.web.export_job import LOCK as EXPORT_LOCK

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from nas import driver
-from nas.cli import DONE, INFEASIBLE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import DONE, INFEASIBLE, WRONG_INPUT
 from nas.members import read_front
 from nas.settings import read_study_file
 from nas.storage import open_study

@@ -18,7 +18,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from nas.cli import BROKE, DONE, INTERRUPTED, main
+from nas.cli import main
+from nas.exit_codes import BROKE, DONE, INTERRUPTED
 from nas.storage import driver_lock, open_study
 from nas.study import RESULTS, Search
 from tests.nas.conftest import FormulaExecutor, Stopped, StudyExecutor, formula

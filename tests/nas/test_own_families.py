@@ -15,7 +15,8 @@ import torch
 import yaml
 from torch import nn
 
-from nas.cli import DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import DONE, WRONG_INPUT
 from nas.problem import resolve
 from nas.settings import StudySettings
 from searchspace import registry

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from nas.cli import DONE, build_parser, main
+from nas.cli import build_parser, main
+from nas.exit_codes import DONE
 from searchspace.registry import families
 
 ROOT = Path(__file__).parents[2]

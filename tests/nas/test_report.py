@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nas.cli import DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import DONE, WRONG_INPUT
 from nas.front_picture import HEIGHT, LEFT, RIGHT, WIDTH, front_picture, save_png, svg
 from nas.report import command_line, page
 from nas.settings import StudyFile

@@ -20,7 +20,8 @@ from hardware.runtimes import RUNTIMES
 from hardware.targets import boards_folder, described_target, host_identity, load_target, table_path
 from nas import profile_command, tables
 from nas.certificates import Connection, connection_path, transport_to
-from nas.cli import BROKE, DONE, WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import BROKE, DONE, WRONG_INPUT
 from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Task, member

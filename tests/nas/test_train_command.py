@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from evaluators.accuracy import accuracy
 from evaluators.checkpoints import load_checkpoint
 from nas import train_command
-from nas.cli import BROKE, DONE, INTERRUPTED, WRONG_INPUT, main
+from nas.cli import main
 from nas.contenders import training_of
 from nas.executors.executor import Finished
 from nas.executors.inline import InlineExecutor
+from nas.exit_codes import BROKE, DONE, INTERRUPTED, WRONG_INPUT
 from nas.long_training import Pace
 from nas.problem import DataKey, dataset
 from searchspace.blocks.classifier import Classifier

@@ -10,9 +10,10 @@ from scipy import stats
 from evaluators.evaluator import Failure
 from hardware.strict_yaml import ConfigError
 from nas import driver
-from nas.cli import BROKE, DONE, WRONG_INPUT, main
+from nas.cli import main
 from nas.console import QuietObserver
 from nas.driver import begin, run_study
+from nas.exit_codes import BROKE, DONE, WRONG_INPUT
 from nas.ground import Ground
 from nas.leading import led_problem
 from nas.report import write_report

@@ -11,7 +11,8 @@ from io import BytesIO
 
 import pytest
 
-from nas.cli import WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import WRONG_INPUT
 from nas.storage import JOURNAL
 from nas.web import pages
 from nas.web.export_job import EXPORTED, STATE

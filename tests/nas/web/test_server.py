@@ -8,7 +8,8 @@ import urllib.request
 import pytest
 
 from hardware.strict_yaml import ConfigError
-from nas.cli import WRONG_INPUT, main
+from nas.cli import main
+from nas.exit_codes import WRONG_INPUT
 from nas.web.guard import Guard
 from nas.web.server import make
 

@@ -22,7 +22,15 @@ from nas.members import front_document, front_of, member, write_front
 from nas.problem import Problem, dataset, give_dataset, resolve
 from nas.report import write_report
 from nas.run_record import Took, write_run_record
-from nas.settings import STUDY_FILE, StudyFile, StudySettings, read_study_file, versions, write_study_file
+from nas.settings import (
+    STUDY_FILE,
+    StudyFile,
+    StudySettings,
+    other_versions,
+    read_study_file,
+    versions,
+    write_study_file,
+)
 from nas.shortlist import Finalist, shortlist
 from nas.starts import write_earlier
 from nas.storage import check_free, driver_lock, open_study
@@ -164,12 +172,16 @@ def run_study(problem: Problem, folder: Path, observer: Observer) -> StudyOutcom
     """
     with driver_lock(folder) as before, study_log(folder), closing(_executor(problem)) as executor:
         if before.isdigit():
-            said = f"process {before} drove the study last and was ended; what it had out is evaluated again"
+            said = f"process {before} drove the study last and broke or was killed; what it had out is evaluated again"
             logger.warning("%s", said)
         seconds: dict[str, float] = {}
         with _timed(seconds, "budget check"):
             fastest = check_budget(problem)
-        record = _extended(read_study_file(folder), problem, folder, observer)
+        record = read_study_file(folder)
+        if others := other_versions(record):
+            said = f"other versions than when the study began: {', '.join(others)}; results may differ between them"
+            logger.warning("%s", said)
+        record = _extended(record, problem, folder, observer)
         with _timed(seconds, "trust"):
             led = with_trust(problem, folder, record, executor, fastest, observer)
             problem, record = led.problem, led.record

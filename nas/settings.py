@@ -248,12 +248,29 @@ def read_study_file(folder: Path) -> StudyFile:
     Raises:
         ConfigError: there is none, or it is damaged; the message names file and line.
     """
-    return load_yaml(folder / STUDY_FILE, StudyFile)
+    try:
+        return load_yaml(folder / STUDY_FILE, StudyFile)
+    except ConfigError as error:
+        if not (folder / STUDY_FILE).exists():
+            raise
+        raise ConfigError(
+            f"{error}; a study that another version of nas began goes on with that version, or is begun anew here"
+        ) from error
 
 
 def write_study_file(folder: Path, study: StudyFile) -> None:
     """Keeps the record of a study; a reader never sees half of it."""
     write_atomically(folder / STUDY_FILE, yaml.safe_dump(study.model_dump(), sort_keys=False, allow_unicode=True))
+
+
+def other_versions(record: StudyFile) -> list[str]:
+    """What has another version today than when a study began, a few words for each."""
+    now = versions()
+    return [
+        f"{name} {now.get(name, 'gone')} ({before} then)"
+        for name, before in record.versions.items()
+        if now.get(name) != before
+    ]
 
 
 def versions() -> dict[str, str]:

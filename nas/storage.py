@@ -11,15 +11,15 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from hardware.strict_yaml import ConfigError
 from nas.sampling import DIRECTIONS
@@ -249,13 +249,40 @@ def cut_torn_tail(path: Path) -> None:
 
 
 def damaged_line(path: Path) -> str | None:
-    """The first line of a journal that is no entry, as `NUMBER: why`; None where all are."""
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    """The first line of a journal that is no entry of Optuna's, as `NUMBER: why`; None where all are."""
+    trial = JournalTrial()
+    why = trial.damage_in(path.read_bytes().splitlines())
+    return None if why is None else f"{trial.taken + 1}: {why}"
+
+
+class JournalTrial(BaseJournalBackend):
+    """Lines of a journal on trial: `taken` of them are entries that this Optuna understands where they stand."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self._lines: Sequence[bytes] = ()
+        self._storage = JournalStorage(self)
+
+    def damage_in(self, lines: Sequence[bytes]) -> str | None:
+        """Why the next of these further lines is none, None where all are; ask no more once there is one."""
+        self._lines = lines
         try:
-            _ = json.loads(line)["op_code"]
-        except (ValueError, KeyError, TypeError) as error:
-            return f"{number}: not an entry of an Optuna journal ({error})"
-    return None
+            self._storage.get_all_studies()
+        except Exception as error:
+            # What stands in a damaged line is a mistake of any kind to Optuna.
+            return f"not an entry of an Optuna journal ({_one_line(error) or type(error).__name__})"
+        return None
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The lines as entries; one counts as taken once the reader wants the next."""
+        for line in self._lines:
+            yield json.loads(line)
+            self.taken += 1
+        self._lines = ()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Never called: who tries only reads."""
+        raise AssertionError("a trial writes nothing")
 
 
 def url_storage(url: str) -> BaseStorage:

@@ -12,7 +12,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend
 
-from nas.storage import JOURNAL
+from nas.storage import JOURNAL, JournalTrial
 
 Entry = dict[str, Any]
 
@@ -66,6 +66,7 @@ class _Journal:
     names: list[str] = field(default_factory=list)
     studies: dict[int, int] = field(default_factory=dict)
     trials: dict[int, int] = field(default_factory=dict)
+    trial: JournalTrial = field(default_factory=JournalTrial)
     # Why nothing more of it is read, None while all is well.
     damage: str | None = None
 
@@ -116,14 +117,18 @@ class Journals(BaseJournalBackend):
                 self._entries += self._new_entries(journal)
 
     def _new_entries(self, journal: _Journal) -> Iterator[Entry]:
-        for line in journal.tail.lines():
+        lines, before = journal.tail.lines(), journal.trial.taken
+        damage = journal.trial.damage_in(lines)
+        for number, line in enumerate(lines[: journal.trial.taken - before], start=before + 1):
             try:
                 entry = self._renumbered(journal, json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                journal.damage = f"{journal.tail.path}: a line is no entry of an Optuna journal ({error})"
+            except KeyError as error:
+                journal.damage = f"{journal.tail.path}:{number}: of a study or trial that is not there ({error})"
                 return
             if entry is not None:
                 yield entry
+        if damage is not None:
+            journal.damage = f"{journal.tail.path}:{journal.trial.taken + 1}: {damage}"
 
     def _renumbered(self, journal: _Journal, entry: Entry) -> Entry | None:
         """The entry as it stands in the whole; None for a study that is created again, which every resuming does."""

@@ -68,7 +68,7 @@ def drive(problem: Problem, folder: Path, backend: str, seconds: float, fastest:
     logging.basicConfig(filename=folder / LOG, level=logging.WARNING, force=True)
     with driver_lock(folder) as before:
         if before.isdigit():
-            logging.warning("process %s drove the study last and was ended", before)
+            logging.warning("process %s drove the study last and broke or was killed", before)
         executor = Cheap(EXECUTORS[backend](), folder / TRACE, seconds)
         try:
             Search(problem, folder, executor).run(fastest, lambda _: None)
@@ -121,7 +121,7 @@ def kill_driver(problem: Problem, folder: Path, backend: str, rng: random.Random
         "killed": int(driver.exitcode == -signal.SIGKILL),
         "reported_and_looked_at_again": len(reported & set(after)),
         "cut_off_and_looked_at_again": len((set(begun) - reported) & set(after)),
-        "said_so": (folder / LOG).read_text().count("was ended"),
+        "said_so": (folder / LOG).read_text().count("broke or was killed"),
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -473,6 +474,25 @@ def test_a_damaged_file_of_a_study_is_named_with_its_line(nas, tmp_path, file, c
     code, out, err = nas(StudyExecutor(), "resume", "mine")
     assert (code, out) == (WRONG_INPUT, "")
     assert f"{path}:{line}: " in err
+
+
+def test_a_study_of_another_version_is_refused_or_says_so(nas, tmp_path):
+    nas(StudyExecutor(), *SEARCH)
+    path = tmp_path / "mine" / "study.yaml"
+    own = path.read_text()
+    version = re.search(r"torch: (.*)", own)[1]
+    path.write_text(own.replace(f"torch: {version}", "torch: 1.2.3"))
+    code, _, err = nas(StudyExecutor(), "resume", "mine")
+    assert code == DONE
+    assert f"other versions than when the study began: torch {version} (1.2.3 then); results may differ" in err
+    assert "(1.2.3 then)" in (tmp_path / "mine" / "log.txt").read_text()
+    for changed in (own + "novelty: 3\n", re.sub("(?m)^data_fingerprint: .*\n", "", own)):
+        path.write_text(changed)
+        code, out, err = nas(None, "resume", "mine")
+        assert (code, out, err.count("\n")) == (WRONG_INPUT, "", 1)
+        assert "a study that another version of nas began goes on with that version, or is begun anew here" in err
+    path.write_text(own)
+    assert "other versions" not in nas(StudyExecutor(), "resume", "mine")[2]
 
 
 @pytest.mark.parametrize(

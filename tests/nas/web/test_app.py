@@ -331,16 +331,25 @@ def test_words_from_a_study_never_become_markup(client_of, studies):
     assert "&lt;script&gt;alert(1)" in client.get("/studies/mine").text
 
 
-def test_a_damaged_study_says_so_and_the_others_are_shown(client_of, studies):
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("no entry", "not an entry of an Optuna journal ("),
+        ('{"op_code": 99}', "not an entry of an Optuna journal ("),
+        ('{"op_code": 4}', "not an entry of an Optuna journal ("),
+        ('{"op_code": 4, "study_id": 7, "worker_id": "a"}', "of a study or trial that is not there (7)"),
+    ],
+)
+def test_a_damaged_study_says_so_and_the_others_are_shown(client_of, studies, line, why):
     for name in ("journal", "settings", "front"):
         shutil.copytree(studies / "mine", studies / name)
-    with (studies / "journal" / JOURNAL).open("a") as file:
-        file.write("no entry\n")
+    lines = (studies / "journal" / JOURNAL).read_text().splitlines()
+    (studies / "journal" / JOURNAL).write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
     (studies / "settings" / "study.yaml").write_text("study: [")
     (studies / "front" / "front.json").write_text("{")
     client = client_of(studies)
     text = client.get("/").text
-    assert "a line is no entry of an Optuna journal" in text
+    assert f"{studies / 'journal' / JOURNAL}:4: {why}" in text
     assert "settings/study.yaml" in text
     assert "front/front.json" in text
     assert "9 of 9" in text

@@ -55,8 +55,8 @@ class StorageLost(Exception):
 def driver_lock(folder: Path) -> Iterator[str]:
     """Holds the study: a second driver is refused. The system drops the lock of a process that died.
 
-    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed. What it
-    said before is given; empty where nobody ever held the study.
+    Afterwards the file says how it ended: `stopped`, `finished`, or still the process that broke or was killed; what it
+    said before where the input was wrong. What it said before is given; empty where nobody ever held the study.
 
     Raises:
         ConfigError: another process drives the study.
@@ -77,6 +77,9 @@ def driver_lock(folder: Path) -> Iterator[str]:
             yield before
         except KeyboardInterrupt:
             _replace(file, STOPPED)
+            raise
+        except ConfigError:
+            _replace(file, before)  # what cannot be begun is no run that broke
             raise
         _replace(file, FINISHED)
 
@@ -193,7 +196,7 @@ def _unreachable(url: str | None, error: Exception) -> ConfigError:
     if url is None:
         return ConfigError(f"storage journal: cannot be opened ({_one_line(cause)})")
     missing = "psycopg" in str(error) and isinstance(error, ImportError)
-    mend = "pip install 'edge-nas[postgres]'" if missing else f"start its server, or give a URL such as {EXAMPLE_URL}"
+    mend = "pip install 'edge-nas[postgres]'" if missing else f"mend that, or give a URL such as {EXAMPLE_URL}"
     return ConfigError(f"storage {shown(url)}: cannot be opened ({_one_line(cause)}); {mend}")
 
 

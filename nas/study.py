@@ -103,8 +103,9 @@ class TooManyFailures(Exception):
 class Progress:
     """How far a search is.
 
-    `kept` of the trials that are done are from runs before. `best` is the highest score and that network's expected
-    latency in ms, None before there is one; `until_s` is when on the monotonic clock its time is up, None without one.
+    `looked_at` of the trials that are done were so in this run, the others are known from before. `best` is the highest
+    score and that network's expected latency in ms, None before there is one; `until_s` is when on the monotonic clock
+    its time is up, None without one.
     """
 
     done: int
@@ -112,7 +113,7 @@ class Progress:
     rejected: int
     duplicates: int
     failed: int
-    kept: int
+    looked_at: int
     best: tuple[float, float] | None
     until_s: float | None
 
@@ -168,6 +169,7 @@ def check_budget(problem: Problem) -> dict[str, Gene]:
 class _Pending:
     proposal: Proposal
     outcome: Outcome | None = None
+    is_sent_out: bool = False
 
 
 class Search:
@@ -189,6 +191,7 @@ class Search:
         self._evaluated: list[Evaluated] = []
         self._window: deque[_Pending] = deque()
         self._out: dict[int, _Pending] = {}
+        self._looked_at = 0
         self._best: tuple[float, float] | None = None
         self._deadline: float | None = None
 
@@ -253,6 +256,7 @@ class Search:
             arguments = (proposal.spec, self._problem.data, early, settings.seed, self._problem.proxies)
             job = Job(f"candidate {proposal.arch_id}", early_job, arguments, settings.evaluation_time_s)
             self._out[self._executor.submit(job)] = pending
+            pending.is_sent_out = True
 
     def _wait_for_oldest(self) -> None:
         while self._window[0].outcome is None:
@@ -267,6 +271,7 @@ class Search:
     def _tell(self, pending: _Pending) -> None:
         proposal, outcome = pending.proposal, pending.outcome
         assert outcome is not None
+        self._looked_at += pending.is_sent_out
         trial, cost = proposal.trial, proposal.cost
         known = {"macs": float(cost.macs), "params": float(cost.params)}
         trial.set_user_attr("arch", proposal.arch_id)
@@ -313,7 +318,7 @@ class Search:
             rejected=self._proposer.rejected,
             duplicates=self._proposer.duplicates,
             failed=sum(candidate.score is None for candidate in self._evaluated),
-            kept=len(self._kept),
+            looked_at=self._looked_at,
             best=self._best,
             until_s=self._deadline,
         )

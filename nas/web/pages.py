@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from nas.export_formats import FORMATS, Format
-from nas.pace import duration
+from nas.pace import duration, rate
 from nas.settings import StudyFile
 from nas.web.charts import hypervolume_chart, legend, search_chart, trained_chart
 from nas.web.downloads import Download
@@ -222,11 +222,11 @@ def _facts(overview: Overview) -> Markup:
             ("best so far", overview.best),
         ]
         if overview.state == "running":
-            rate = "measuring" if overview.per_minute is None else f"{overview.per_minute:.3g} a minute"
+            pace = "measuring" if overview.per_minute is None else f"{rate(overview.per_minute)} a minute"
             left = "-" if overview.left_s is None else duration(overview.left_s)
             if overview.done >= record.trials:
-                rate, left = "search done", "finalists are being trained"
-            pairs += [("rate", rate), ("time left", left)]
+                pace, left = "search done", "finalists are being trained"
+            pairs += [("rate", pace), ("time left", left)]
         pairs.append(("begun", f"{record.created[:16].replace('T', ' ')} UTC"))
     return facts(pairs)
 

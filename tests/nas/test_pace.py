@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nas.console import BarObserver, PlainObserver, QuietObserver, observer
-from nas.pace import Pace, duration
+from nas.pace import Pace, duration, rate
 from nas.study import Progress
 
 
@@ -24,7 +24,7 @@ def clock():
 
 
 def at(done, total=40, **known):
-    rest = {"rejected": 0, "duplicates": 0, "failed": 0, "kept": 0, "best": None, "until_s": None}
+    rest = {"rejected": 0, "duplicates": 0, "failed": 0, "looked_at": done, "best": None, "until_s": None}
     return Progress(done=done, total=total, **rest | known)
 
 
@@ -54,9 +54,21 @@ def test_a_search_that_slowed_down_has_the_rate_of_its_last_thirty(clock):
 
 
 def test_trials_of_earlier_runs_are_no_rate_of_this_one(clock):
-    replayed = [(done, 0.001 * done) for done in range(1, 31)]
-    assert heard(clock, replayed, kept=30) == ""
-    assert heard(clock, [*replayed, (31, 3.03), (32, 6.03)], kept=30, total=40) == "20 a minute, 24 s left"
+    own = Pace(clock)
+    for done in range(1, 31):
+        clock.now_s += 0.001
+        assert own.heard(at(done, looked_at=0)) == ""
+    clock.now_s += 3
+    assert own.heard(at(31, looked_at=1)) == "20 a minute, 27 s left"
+    clock.now_s += 3
+    assert own.heard(at(32, looked_at=2)) == "20 a minute, 24 s left"
+    # One in between was known: it took no time and is no rate.
+    assert own.heard(at(33, looked_at=2)) == "20 a minute, 21 s left"
+
+
+@pytest.mark.parametrize(("number", "text"), [(0.25, "0.25"), (22.54, "22.5"), (12_345.6, "12,346")])
+def test_a_rate_is_short(number, text):
+    assert rate(number) == text
 
 
 def test_the_best_is_said_with_what_it_takes(clock):
@@ -98,7 +110,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, 119, 120])
 def test_a_bar_says_the_same_on_one_line_of_a_terminal(clock, monkeypatch, columns):
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)

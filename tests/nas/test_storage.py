@@ -207,6 +207,4 @@ def test_a_storage_that_cannot_be_opened_is_the_users_mistake(tmp_path, url):
         open_study(tmp_path, "study", url)
     assert "\n" not in str(caught.value)
     assert "sqlalche.me" not in str(caught.value)
-    assert re.search(
-        r"; start its server, or give a URL such as postgresql\S+ or sqlite\S+$|pip install", str(caught.value)
-    )
+    assert re.search(r"; mend that, or give a URL such as postgresql\S+ or sqlite\S+$|pip install", str(caught.value))

@@ -361,9 +361,9 @@ def test_progress_counts_what_happened(run_search, problem):
     assert seen[-1].failed == sum(isinstance(formula(spec), Failure) for spec in executor.specs)
     best = max((each for each in outcome.evaluated if each.score is not None), key=lambda each: each.score)
     assert seen[-1].best == (best.score, best.cost.latency.value_ms)
-    assert {progress.kept for progress in seen} == {0}
+    assert [progress.looked_at for progress in seen] == list(range(1, 37))
     again = run_search(FormulaExecutor()).progress
-    assert (again.kept, again.best) == (36, seen[-1].best)
+    assert (again.done, again.looked_at, again.best) == (36, 0, seen[-1].best)
 
 
 def test_no_more_candidates_are_out_than_the_window_holds(run_search):

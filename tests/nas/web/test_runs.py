@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hardware.strict_yaml import ConfigError
 from nas.storage import LOCK, driver_lock
 from nas.study_log import LOG, add_line, study_log
 from nas.web import runs as module
@@ -70,6 +71,9 @@ def test_a_lock_says_how_its_run_ended(tmp_path):
     assert state_of(tmp_path, Runs()) == "stopped"
     with driver_lock(tmp_path):
         assert driver_of(tmp_path) == os.getpid()
+    assert state_of(tmp_path, Runs()) == "finished"
+    with pytest.raises(ConfigError), driver_lock(tmp_path):
+        raise ConfigError("wrong input is no run that broke")
     assert state_of(tmp_path, Runs()) == "finished"
     with pytest.raises(KeyboardInterrupt), driver_lock(tmp_path):
         raise KeyboardInterrupt

@@ -100,7 +100,8 @@ def open_study(folder: Path, name: str, url: str | None, owner: str | None = Non
     """
     storage = open_storage(folder, url)
     try:
-        study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
+        with _interruption_told():
+            study = optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True)
         if url is not None and owner is not None:
             _check_owner(study, shown(url), owner)
     except StorageInternalError as error:
@@ -160,7 +161,8 @@ def remember(study: optuna.Study, trial: optuna.trial.FrozenTrial, number: int) 
         try:
             # What was written may have been committed although the answer was lost.
             if not waiting or len(study.get_trials(deepcopy=False)) == number:
-                study.add_trial(trial)
+                with _interruption_told():
+                    study.add_trial(trial)
             return
         except StorageInternalError as error:
             if not waiting:
@@ -172,6 +174,20 @@ def remember(study: optuna.Study, trial: optuna.trial.FrozenTrial, number: int) 
                     "evaluated is in the study's folder, and `nas resume` goes on once the storage is back"
                 ) from error
             time.sleep(ASK_AGAIN_AFTER_S)
+
+
+@contextmanager
+def _interruption_told() -> Iterator[None]:
+    """Has Ctrl-C mean Ctrl-C: Optuna's lock, interrupted while it is let go, says that its file is missing instead."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            cause = cause.__context__
+        raise
 
 
 def open_storage(folder: Path, url: str | None) -> BaseStorage:

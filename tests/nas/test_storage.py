@@ -1,5 +1,6 @@
 """The durable study: one driver at a time, and whatever a dying one left behind is mended."""
 
+import os
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution
 
 from hardware.strict_yaml import ConfigError
-from nas.storage import JOURNAL, driver_lock, open_study
+from nas.storage import JOURNAL, driver_lock, open_study, remember
 
 HOLDER = """
 import sys
@@ -134,6 +135,28 @@ def test_a_stale_lock_of_the_journal_does_not_hold_anybody_up(three):
 def test_a_stale_lock_that_points_nowhere_does_not_either(three):
     three.with_name(JOURNAL + ".lock").symlink_to(three.parent / "gone")
     assert numbers(open_study(three.parent, "study", None)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink"])
+@pytest.mark.parametrize("is_done", [True, False])
+def test_an_interruption_while_the_journals_lock_is_let_go_is_one(three, monkeypatch, call, is_done):
+    study = open_study(three.parent, "study", None)
+    own = getattr(os, call)
+
+    def interrupted(path, *to):
+        if ".lock" in str(path):
+            monkeypatch.undo()
+            if is_done:
+                own(path, *to)
+            raise KeyboardInterrupt
+        return own(path, *to)
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remember(study, trial(3), 3)
+    again = open_study(three.parent, "study", None)
+    again.add_trial(trial(4))
+    assert numbers(again) == [0, 1, 2, 3, 4]
 
 
 def test_a_journal_cut_anywhere_in_its_last_line_loses_that_line_alone(three):

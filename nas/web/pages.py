@@ -285,7 +285,7 @@ def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]
     parts = []
     state = take_home.state
     if take_home.is_exporting:
-        doing = f": {state.doing} for {state.members} networks" if state is not None and state.doing else ""
+        doing = f": {state.doing} for {_networks(state)}" if state is not None and state.doing else ""
         cancel = element("button", "Cancel", id="cancel", aria_label=f"Cancel the export of {overview.name}")
         return [
             element("p", f"The front is being exported{doing}.", role="status", class_="notice", id="exporting"),
@@ -302,6 +302,10 @@ def _export(overview: Overview, take_home: TakeHome, token: str) -> list[Markup]
     return [*parts, _form(overview.name, "export", token, fields, button)]
 
 
+def _networks(state: ExportState) -> str:
+    return f"{state.members} network{'s' if state.members != 1 else ''}"
+
+
 def _export_outcome(state: ExportState) -> list[Markup]:
     what = ", ".join([*state.formats, *(["int8"] if state.int8 else [])])
     if state.cancelled:
@@ -311,7 +315,7 @@ def _export_outcome(state: ExportState) -> list[Markup]:
     if state.failure is not None:
         return [element("p", f"The export of {what} failed: {state.failure}", class_="bad")]
     when = state.ended[:16].replace("T", " ")
-    parts = [hint(f"Exported {when} UTC: {what} of {state.members} network{'s' if state.members != 1 else ''}.")]
+    parts = [hint(f"Exported {when} UTC: {what} of {_networks(state)}.")]
     return parts + [element("p", f"Left out: {problem}", class_="bad") for problem in state.problems]
 
 

@@ -14,6 +14,7 @@ import pytest
 from nas.members import read_front
 from nas.settings import read_study_file
 from nas.study_log import LOG
+from nas.web.export_job import PARTIAL
 from nas.web.runs import driver_of
 from tests.nas.web.browser import Browser
 
@@ -150,6 +151,11 @@ def test_a_study_is_watched_stopped_resumed_and_taken_home(tmp_path, browser):
 
         browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "home"))
         member = read_front(folder)["members"][0]["trial"]
+        by_keyboard(browser, "export-front")
+        browser.until("document.querySelector('#exporting')?.innerText.includes(' for 1 network')", "the export")
+        by_keyboard(browser, "cancel")
+        browser.until("document.querySelector('#export')?.innerText.includes('was cancelled')", "its end")
+        assert not (folder / PARTIAL).exists()
         browser.press("#format-torch")
         by_keyboard(browser, "export-front")
         browser.until("document.querySelector('#exporting')", "the export at work")

@@ -75,7 +75,7 @@ def _report_error(error: Exception) -> int:
     from nas.long_training import TrainingFailed
     from nas.quantities import QuantityError
     from nas.storage import StorageLost
-    from nas.study import InfeasibleBudget, TooManyFailures
+    from nas.study import EvaluationsBroken, InfeasibleBudget, TooManyFailures
     from nas.trust_members import TrustFailed
     from searchspace.spec import SpecError
 
@@ -83,7 +83,7 @@ def _report_error(error: Exception) -> int:
         (DataError, ConfigError, QuantityError, SpecError, UnmeasuredKernel), WRONG_INPUT
     )
     # Their messages say everything.
-    told = (TransportError, StorageLost, TrainingFailed, TooManyFailures, TrustFailed)
+    told = (TransportError, StorageLost, TrainingFailed, EvaluationsBroken, TooManyFailures, TrustFailed)
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)

@@ -24,6 +24,7 @@ import torch
 from evaluators.datasets import open_dataset
 from evaluators.evaluator import Failure
 from hardware.strict_yaml import ConfigError
+from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, _init
 from nas.executors.ray_sweeper import users_of
@@ -221,6 +222,7 @@ ASK = """
 import os, sys
 from contextlib import closing
 from evaluators.datasets import open_dataset
+from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, Share
 from nas.problem import DataKey, dataset, give_dataset
@@ -260,6 +262,7 @@ def test_code_and_data_reach_the_workers_of_a_cluster(cluster, tmp_path):
 SHARE = """
 import select, socket, sys
 from contextlib import closing
+from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, Share
 
@@ -424,3 +427,23 @@ def test_a_driver_that_is_killed_leaves_nothing_behind_and_its_study_goes_on(tmp
     subprocess.run(resume, check=True, capture_output=True)
     assert len(found_in(tmp_path)["trials"]) == 10
     assert known >= 2
+
+
+@pytest.mark.slow
+def test_a_ray_that_is_killed_ends_the_run_in_one_line_and_its_study_goes_on(tmp_path):
+    driver = started(tmp_path, "--backend", "ray", "--finalists", "1", "--quiet")
+    while lines_in(tmp_path) < 2 and driver.poll() is None:
+        time.sleep(0.02)
+    (session,) = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
+    (victim,) = [each for each in users_of(session) if Path(f"/proc/{each}/exe").resolve().name == "gcs_server"]
+    os.kill(victim, signal.SIGKILL)
+    _, errors = driver.communicate()
+    assert driver.returncode == BROKE
+    assert errors.count("\n") == 1
+    assert "nas: candidates cannot be evaluated: Ray has ended (gcs_server is gone)" in errors
+    assert "`nas resume` goes on" in errors
+    known = lines_in(tmp_path)
+    assert known >= 2
+    resume = [sys.executable, "-m", "nas", "resume", "mine", "--out", str(tmp_path), "--backend", "inline"]
+    subprocess.run(resume, check=True, capture_output=True)
+    assert len(found_in(tmp_path)["trials"]) == 10

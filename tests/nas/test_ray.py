@@ -24,10 +24,10 @@ import torch
 from evaluators.datasets import open_dataset
 from evaluators.evaluator import Failure
 from hardware.strict_yaml import ConfigError
-from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, _init
 from nas.executors.ray_sweeper import users_of
+from nas.exit_codes import BROKE
 from nas.problem import DataKey, dataset, give_dataset
 from nas.storage import open_study
 from nas.study import RESULTS
@@ -222,7 +222,6 @@ ASK = """
 import os, sys
 from contextlib import closing
 from evaluators.datasets import open_dataset
-from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, Share
 from nas.problem import DataKey, dataset, give_dataset
@@ -262,7 +261,6 @@ def test_code_and_data_reach_the_workers_of_a_cluster(cluster, tmp_path):
 SHARE = """
 import select, socket, sys
 from contextlib import closing
-from nas.cli import BROKE
 from nas.executors.executor import Job
 from nas.executors.ray import Baggage, RayExecutor, Share
 

@@ -1,7 +1,6 @@
 """The command line: parse, one call, print. Heavy libraries are imported by the commands that need them."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,10 +12,6 @@ from nas import __version__, flags
 from nas.exit_codes import BROKE, DONE, INFEASIBLE, INTERRUPTED, WRONG_INPUT
 
 Command = Callable[[argparse.Namespace], int]
-
-
-# A full disk, a used-up quota, a file that may not grow, a file system or folder that may not be written.
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,6 +67,7 @@ def _report_error(error: Exception) -> int:
     from hardware.latency_table import UnmeasuredKernel
     from hardware.strict_yaml import ConfigError
     from hardware.transports import TransportError
+    from nas.files import is_of_the_disk
     from nas.long_training import TrainingFailed
     from nas.quantities import QuantityError
     from nas.storage import StorageLost
@@ -85,7 +81,7 @@ def _report_error(error: Exception) -> int:
     # Their messages say everything.
     told = (TransportError, StorageLost, TrainingFailed, EvaluationsBroken, TooManyFailures, TrustFailed)
     code = next((code for kind, code in codes.items() if isinstance(error, kind)), BROKE)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+    if is_of_the_disk(error):
         print(f"nas: {error}; once that is mended, `nas resume` goes on with what was kept", file=sys.stderr)
     elif code == BROKE and not isinstance(error, told):
         print(f"nas: {type(error).__name__}: {error} (the traceback shows with --debug)", file=sys.stderr)

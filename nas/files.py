@@ -1,7 +1,16 @@
 """Writing files so that a reader, or a full disk, never meets half of one."""
 
+import errno
 import os
 from pathlib import Path
+
+# A full disk, a used-up quota, a file that may not grow, a file system or folder that may not be written.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether an error means that nothing can be written, which is the user's to mend and whose message says enough."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
+from nas.files import is_of_the_disk
 from nas.members import FRONT_JSON, read_front
 from nas.report import REPORT
 from nas.settings import StudyFile, read_study_file
@@ -126,7 +127,7 @@ class App:
             status, why = 404, str(error)
         elif isinstance(error, Refused):
             status, why = 409, str(error)
-        elif isinstance(error, ConfigError):
+        elif isinstance(error, ConfigError) or is_of_the_disk(error):
             status, why = 500, str(error)
         else:
             logger.exception("a request could not be answered")

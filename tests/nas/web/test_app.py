@@ -1,5 +1,6 @@
 """What the addresses answer: pages, files, actions, and everything that must not be had."""
 
+import errno
 import fcntl
 import html
 import json
@@ -518,6 +519,16 @@ def test_what_is_refused_is_said(client, monkeypatch):
     got = client.post("/studies/mine/resume", {"token": client.guard.token})
     assert got.status == 409
     assert "one driver at a time" in got.text
+
+
+def test_a_study_that_cannot_be_written_is_said_to_be_so(client, monkeypatch):
+    def full(folder, more):
+        raise OSError(errno.ENOSPC, "No space left on device", "log.txt")
+
+    monkeypatch.setattr(client.runs, "resume", full)
+    got = client.post("/studies/mine/resume", {"token": client.guard.token})
+    assert got.status == 500
+    assert "No space left on device" in got.text
 
 
 def test_an_unforeseen_error_names_nothing_to_the_reader(client, monkeypatch):

@@ -301,11 +301,11 @@ def _executor(problem: Problem) -> Executor:
 def _trained(ladder: Ladder, executor: Executor, folder: Path, observer: Observer) -> Trained:
     """Contenders and finalists trained: on Ray by Ray Tune, wherever that can work."""
     from nas.executors.ray import RayExecutor
+    from nas.executors.ray_tune import clear_away, climb_by_tune, refusal
 
+    clear_away(folder)
     if not isinstance(executor, RayExecutor):
         return climb(ladder, executor)
-    from nas.executors.ray_tune import climb_by_tune, refusal
-
     if why := refusal(executor, folder):
         observer.note(f"finalists are trained as plain Ray tasks, not by Ray Tune: {why}")
         return climb(ladder, executor, has_folder=False)

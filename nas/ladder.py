@@ -17,28 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from evaluators.checkpoints import write_checkpoint
 from evaluators.early import EarlySettings
 from evaluators.evaluator import Failure
 from evaluators.layout_search import LayoutSettings
 from evaluators.recipe import recipe_for
 from nas import stints
-from nas.contenders import Climbed, TrainingPlan, climbed_from
+from nas.contenders import Climbed, TrainingPlan
 from nas.executors.executor import Executor, Job
-from nas.finalists import Carried, FinalistPlan, carried_finalist_job, file_hashes, finalist_job, unpack
+from nas.finalists import Carried, FinalistPlan, carried_finalist_job, finalist_job
 from nas.pareto import ranking
 from nas.problem import Problem, dataset
-from nas.results import Key, ResultStore
+from nas.results import ResultStore
 from nas.rungs import Rung, RungReport, narrowed, price_s, rungs_for
-from nas.settings import StudySettings
 from nas.shortlist import Finalist
 from nas.stints import Way, next_stint
 from nas.study import Evaluated
+from nas.trainings import Trainings
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-
 
 Members = list[tuple[Finalist, dict[str, Any]]]
 
@@ -75,12 +71,8 @@ class Ladder:
     ) -> None:
         settings = problem.settings
         self._problem = problem
-        self._folder = folder
-        self._results = results
         self._audience = audience
-        # What failed for a reason that is not the network's is not remembered, so that it is tried again on resume.
-        self._broken: dict[Key, Failure] = {}
-        self._stands: dict[int, Climbed] = {}
+        self._kept = Trainings(settings, folder, results)
         self._guesses: dict[int, float] = {}
         self._deadline: float | None = None
         if settings.training_time_s is not None:
@@ -140,12 +132,12 @@ class Ladder:
 
     def before(self, each: Finalist) -> Climbed | None:
         """How far it has come, None where it begins."""
-        return self._stands.get(each.candidate.number)
+        return self._kept.stands.get(each.candidate.number)
 
     def way(self, each: Finalist) -> Way:
         """What it has before it, at what an epoch is expected to take by now."""
         candidate = each.candidate
-        plan = FinalistPlan(candidate.number, self._plan(candidate), self._model_folder(candidate))
+        plan = FinalistPlan(candidate.number, self._plan(candidate), self._kept.model_folder(candidate))
         (epoch_s,) = self._epoch_s([each])
         return Way(plan, self._rungs, epoch_s, stints.CHECKPOINT_EVERY_S)
 
@@ -155,21 +147,16 @@ class Ladder:
 
     def heard(self, each: Finalist, result: Climbed | Carried | Mapping[str, Any] | Failure) -> None:
         """Takes what came of one that is out; it stays out where it goes on at once."""
-        number, epochs = each.candidate.number, self._ladder[0].epochs
+        candidate, epochs = each.candidate, self._ladder[0].epochs
         if isinstance(result, Climbed):
-            assert result.state is not None
-            write_checkpoint(result.state, self._state_path(number))
-            self._stands[number] = result
-            self._results.add(self._key(each, result.epochs), result.as_finding())
+            self._kept.keep(candidate, result)
             if self.goes_on(result.epochs):
                 return
         elif isinstance(result, Failure):
-            self._keep_failure(each, epochs, result)
+            self._kept.fail(candidate, epochs, result)
         else:
-            found = unpack(result, self._model_folder(each.candidate)) if isinstance(result, Carried) else result
-            self._results.add(self._key(each, epochs), found)
-            self._state_path(number).unlink(missing_ok=True)
-        del self._out[number]
+            self._kept.finish(candidate, result)
+        del self._out[candidate.number]
         self._tell_progress()
         logger.info("%d epochs: %d of %d trained", epochs, self._done, len(self._places))
 
@@ -181,10 +168,8 @@ class Ladder:
         self._rest, self._places = rest, self._places[: rest[0].places]
         self._audience.note(_plan_text(rest, len(self._places), self._expected_s))
         self._total = self._done_below + len(self._places) + sum(rung.places for rung in rest[1:])
-        rung, is_last = rest[0], len(rest) == 1
-        self._waiting = deque(each for each in self._places if not self._is_done(each, rung.epochs, is_last))
-        for each in self._waiting:
-            self._stand_where_left(each, rung.epochs)
+        epochs = rest[0].epochs
+        self._waiting = deque(each for each in self._places if not self._kept.take_up(each.candidate, epochs))
         self._tell_progress()
 
     def _end_rung(self) -> None:
@@ -192,22 +177,19 @@ class Ladder:
         places = self._places
         self._done_below += len(places)
         self._trained.failures.extend(self._told_failures(rung, places))
-        left = [each for each in places if isinstance(self._found(each, rung.epochs), Mapping)]
-        found = [self._finding(each, rung.epochs) for each in left]
-        taken = sum(finding["seconds"] for finding in found)
+        found = ((each, self._kept.found(each.candidate, rung.epochs)) for each in places)
+        left = [(each, dict(finding)) for each, finding in found if isinstance(finding, Mapping)]
+        taken = sum(finding["seconds"] for _, finding in left)
         self._trained.rungs.append(RungReport(rung.epochs, len(places), taken, self._expected_s))
         if is_last:
-            self._trained.members.extend(zip(left, found, strict=True))
-        points = [
-            (finding["accuracy"], each.candidate.cost.latency.value_ms)
-            for each, finding in zip(left, found, strict=True)
-        ]
-        self._places = [left[index] for index in ranking(points, len(points))]
+            self._trained.members.extend(left)
+        points = [(finding["accuracy"], each.candidate.cost.latency.value_ms) for each, finding in left]
+        self._places = [left[index][0] for index in ranking(points, len(points))]
         self._ladder = self._ladder[1:]
         self._begin_rung()
 
     def _give_up_unaffordable(self) -> None:
-        if not self._stands:
+        if not self._kept.stands:
             return
         affordable = self._planned(self._rest, self._places)[0][0].places
         if len(self._places) - len(self._waiting) >= affordable:
@@ -224,7 +206,7 @@ class Ladder:
 
     def _planned(self, ladder: Sequence[Rung], left: Sequence[Finalist]) -> tuple[list[Rung], float]:
         """The rest of the ladder as far as it can be paid, and what it is expected to take."""
-        stands = [self._stands.get(each.candidate.number) for each in left]
+        stands = [self._kept.stands.get(each.candidate.number) for each in left]
         done = [0 if each is None else each.epochs for each in stands]
         prices, workers = self._epoch_s(left), self._problem.settings.workers
         rest = list(ladder)
@@ -234,7 +216,7 @@ class Ladder:
 
     def _epoch_s(self, left: Sequence[Finalist]) -> list[float]:
         """Seconds of an epoch for each: as measured, or by its first look times how far that was off for the others."""
-        measured = {number: climbed.seconds / climbed.epochs for number, climbed in self._stands.items()}
+        measured = {number: climbed.seconds / climbed.epochs for number, climbed in self._kept.stands.items()}
         off = [measured[number] / guess for number, guess in self._guesses.items() if number in measured and guess > 0]
         factor = statistics.median(off) if off else 1.0
         found = []
@@ -250,52 +232,15 @@ class Ladder:
         images = early.iterations * early.recipe.batch_size
         return candidate.outcome["seconds"] / images * dataset(self._problem.data).num_train
 
-    def _is_done(self, each: Finalist, epochs: int, is_last: bool) -> bool:
-        known = self._results.get(self._key(each, epochs))
-        if known is None or isinstance(known, Failure):
-            return known is not None
-        if is_last:
-            return self._is_whole(each.candidate, known)
-        self._stands[each.candidate.number] = climbed_from(dict(known), self._read_state(each.candidate.number))
-        return True
-
-    def _stand_where_left(self, each: Finalist, epochs: int) -> None:
-        """Takes up what was put down between two rungs by a run that was ended."""
-        state = self._read_state(each.candidate.number)
-        known = (self._results.get(self._key(each, epoch)) for epoch in range(epochs - 1, 0, -1))
-        last = next((found for found in known if isinstance(found, Mapping)), None)
-        stands = self.before(each)
-        if last is not None and state is not None and (stands is None or stands.epochs < last["epochs"]):
-            self._stands[each.candidate.number] = climbed_from(dict(last), state)
-
-    def _finding(self, each: Finalist, epochs: int) -> dict[str, Any]:
-        found = self._results.get(self._key(each, epochs))
-        assert isinstance(found, Mapping)
-        return dict(found)
-
     def _told_failures(self, rung: Rung, places: Sequence[Finalist]) -> list[str]:
         what = "finalist" if rung.epochs == self._problem.settings.epochs else "contender"
         told = []
         for each in places:
-            failure = self._found(each, rung.epochs)
+            failure = self._kept.found(each.candidate, rung.epochs)
             if isinstance(failure, Failure):
                 told.append(f"{what} {each.candidate.number}: {failure.reason}")
                 logger.warning("%s %s failed: %s", what, each.candidate.number, failure.reason)
         return told
-
-    def _keep_failure(self, each: Finalist, epochs: int, failure: Failure) -> None:
-        key = self._key(each, epochs)
-        if failure.lasting:
-            self._results.add(key, failure, each.candidate.spec)
-        else:
-            self._broken[key] = failure
-
-    def _found(self, each: Finalist, epochs: int) -> Mapping[str, Any] | Failure | None:
-        key = self._key(each, epochs)
-        return self._broken.get(key) or self._results.get(key)
-
-    def _key(self, each: Finalist, epochs: int) -> Key:
-        return Key(each.candidate.arch_id, fidelity(self._problem.settings, epochs))
 
     def _plan(self, candidate: Evaluated) -> TrainingPlan:
         settings = self._problem.settings
@@ -312,20 +257,6 @@ class Ladder:
                 early=EarlySettings(iterations=settings.iterations),
             ),
         )
-
-    def _model_folder(self, candidate: Evaluated) -> Path:
-        return self._folder.resolve() / "models" / str(candidate.number)
-
-    def _is_whole(self, candidate: Evaluated, trained: Mapping[str, Any]) -> bool:
-        models = self._model_folder(candidate)
-        return models.is_dir() and file_hashes(models) == trained["files"]
-
-    def _state_path(self, number: int) -> Path:
-        return self._folder / CHECKPOINTS / f"{number}.pt"
-
-    def _read_state(self, number: int) -> bytes | None:
-        path = self._state_path(number)
-        return path.read_bytes() if path.exists() else None
 
 
 def climb(ladder: Ladder, executor: Executor, *, has_folder: bool = True) -> Trained:
@@ -348,19 +279,6 @@ def climb(ladder: Ladder, executor: Executor, *, has_folder: bool = True) -> Tra
         ladder.heard(each, finished.result)
         if ladder.is_out(each):
             submit(each)
-
-
-def fidelity(settings: StudySettings, epochs: int) -> str:
-    """How much was spent on a candidate: results of other epochs, ways or layouts are other results."""
-    way = "" if epochs == settings.epochs else f"-of-{settings.epochs}"
-    published = (settings.layout_scope, settings.layout_score) == ("network", "dispersion")
-    how = "" if published else f"-per-{settings.layout_scope}-by-{settings.layout_score}"
-    return f"trained-{epochs}{way}-epochs-{settings.layouts}-layouts{how}"
-
-
-def is_whole_training(fidelity: str) -> bool:
-    """Whether results under that fidelity are of a candidate that was trained to the end."""
-    return fidelity.startswith("trained-") and "-of-" not in fidelity
 
 
 def _plan_text(rest: Sequence[Rung], first: int, expected_s: float) -> str:

@@ -66,35 +66,39 @@ def refusal(executor: RayExecutor, folder: Path) -> str | None:
 
 def climb_by_tune(ladder: Ladder, executor: RayExecutor, folder: Path) -> Trained:
     """Has Tune train whoever is to be; `folder` is the study's, which every node sees."""
-    place = folder.resolve() / EXPERIMENT
-    shutil.rmtree(place, ignore_errors=True)  # of a run that was ended
-    trainings = _Trainings(ladder, executor, place)
-    trainings.look()
+    climb = _Climb(ladder, executor, folder.resolve() / EXPERIMENT)
+    climb.look()
     if ladder.is_over:
         return ladder.trained
     try:
-        _run(trainings, executor.luggage, place)
+        _run(climb, executor.luggage)
     except _RayEnded as error:
-        trainings.give_up(Failure(str(error), lasting=False))
+        climb.give_up(Failure(str(error), lasting=False))
     except Exception:
-        if trainings.broken is not None:
-            raise trainings.broken from None
+        if climb.broken is not None:
+            raise climb.broken from None
         raise
-    shutil.rmtree(place, ignore_errors=True)
+    finally:
+        clear_away(folder)
     return ladder.trained
 
 
-def _run(trainings: "_Trainings", luggage: Luggage, place: Path) -> None:
+def clear_away(folder: Path) -> None:
+    """Removes what Tune kept in a study's folder, and what one left there that was killed; nobody reads it again."""
+    shutil.rmtree(folder / EXPERIMENT, ignore_errors=True)
+
+
+def _run(climb: "_Climb", luggage: Luggage) -> None:
     from ray import tune
 
     # Tune asks only for what they have, and Ray is not at hand where classes are made.
-    starts: Any = _Starts(trainings)
-    rungs: Any = _Rungs(trainings)
-    with _tune_minding_its_own(trainings.room):
+    starts: Any = _Starts(climb)
+    rungs: Any = _Rungs(climb)
+    with _tune_minding_its_own(climb.room):
         tune.run(
             tune.with_parameters(_train, luggage=luggage),
-            name=place.name,
-            storage_path=str(place.parent),
+            name=climb.place.name,
+            storage_path=str(climb.place.parent),
             search_alg=starts,
             scheduler=rungs,
             # A process that has its data serves one trial after the other.
@@ -107,12 +111,18 @@ def _run(trainings: "_Trainings", luggage: Luggage, place: Path) -> None:
 
 @contextmanager
 def _tune_minding_its_own(room: int) -> Iterator[None]:
-    """Keeps Tune from printing, from files that nobody asked for, and from the driver's signals."""
+    """Keeps Tune from printing, from files that nobody asked for, and from the driver's signals.
+
+    What it has to complain of goes into the study's log.
+    """
     settings = SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(room)}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    talk, nowhere = logging.getLogger("ray.tune"), logging.NullHandler()
-    talk.addHandler(nowhere)
+    talk = logging.getLogger("ray.tune")
+    files = [each for each in logging.getLogger("nas").handlers if isinstance(each, logging.FileHandler)]
+    listeners = [logging.NullHandler(), *files]
+    for each in listeners:
+        talk.addHandler(each)
     propagates, talk.propagate = talk.propagate, False
     is_main = threading.current_thread() is threading.main_thread()
     on_user_signal = signal.getsignal(signal.SIGUSR1)
@@ -122,7 +132,8 @@ def _tune_minding_its_own(room: int) -> Iterator[None]:
         if is_main:
             signal.signal(signal.SIGUSR1, on_user_signal)
         talk.propagate = propagates
-        talk.removeHandler(nowhere)
+        for each in listeners:
+            talk.removeHandler(each)
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
@@ -165,7 +176,7 @@ def _result_of(way: Way, before: Climbed | None) -> Any:
         return failure_from(error)
 
 
-class _Trainings:
+class _Climb:
     """The ladder's climb as far as Tune has come with it.
 
     Tune asks at each of its steps for a trial to add and for one to run; before it is answered, what became of the
@@ -175,9 +186,9 @@ class _Trainings:
     def __init__(self, ladder: Ladder, executor: RayExecutor, place: Path) -> None:
         self.broken: Exception | None = None
         self.room = executor.workers
+        self.place = place
         self._ladder = ladder
         self._executor = executor
-        self._place = place
         self._out: dict[int, Finalist] = {}
         self._wanted: deque[int] = deque()
         self._trials: dict[int, Any] = {}
@@ -222,7 +233,7 @@ class _Trainings:
             # Deaths count while nothing is gained.
             self._deaths[number], trial.max_failures = 0, trial.num_failures + DEATHS - 1
             self._ladder.heard(each, taken_up(Path(checkpoint.path)))
-        if number in self._ended:
+        elif number in self._ended:
             self._ladder.heard(each, self._ended.pop(number))
         elif trial.num_failures > self._failures[number]:
             self._failures[number] = trial.num_failures
@@ -269,7 +280,7 @@ class _Trainings:
         self._begun += 1
         before, start = self._ladder.before(each), None
         if before is not None:
-            start = self._place / "before" / str(self._begun)
+            start = self.place / "before" / str(self._begun)
             put_down(before, start)
         share = self._executor.share
         self._known[number], self._failures[number] = None if start is None else str(start), 0
@@ -317,8 +328,8 @@ class _Starts:
     metric = None
     total_samples = 0
 
-    def __init__(self, trainings: _Trainings) -> None:
-        self._trainings = trainings
+    def __init__(self, climb: _Climb) -> None:
+        self._climb = climb
         self._experiment: Any = None
         self._is_stopped = False
 
@@ -326,11 +337,11 @@ class _Starts:
         (self._experiment,) = experiments
 
     def next_trial(self) -> Any | None:
-        self._trainings.look()
-        return self._trainings.new_trial(self._experiment)
+        self._climb.look()
+        return self._climb.new_trial(self._experiment)
 
     def is_finished(self) -> bool:
-        return self._is_stopped or self._trainings.is_over
+        return self._is_stopped or self._climb.is_over
 
     def set_finished(self) -> None:
         self._is_stopped = True
@@ -346,28 +357,28 @@ class _Rungs:
     metric = None
     supports_buffered_results = False
 
-    def __init__(self, trainings: _Trainings) -> None:
-        self._trainings = trainings
+    def __init__(self, climb: _Climb) -> None:
+        self._climb = climb
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: object) -> bool:
         return True
 
     def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
         if EPOCHS in result:
-            return "CONTINUE" if self._trainings.goes_on(result[EPOCHS]) else "PAUSE"
+            return "CONTINUE" if self._climb.goes_on(result[EPOCHS]) else "PAUSE"
         number = trial.config["number"]
         if FAILURE in result:
             reason, lasting = json.loads(result[FAILURE])
-            self._trainings.end(number, Failure(reason, lasting))
+            self._climb.end(number, Failure(reason, lasting))
         else:
-            self._trainings.end(number, json.loads(result[FINALIST]))
+            self._climb.end(number, json.loads(result[FINALIST]))
         return "STOP"
 
     def choose_trial_to_run(self, controller: Any) -> Any | None:
-        self._trainings.look()
-        for trial in self._trainings.left_behind():
+        self._climb.look()
+        for trial in self._climb.left_behind():
             controller.stop_trial(trial)
-        return self._trainings.promoted()
+        return self._climb.promoted()
 
     def on_trial_add(self, controller: Any, trial: Any) -> None: ...
     def on_trial_error(self, controller: Any, trial: Any) -> None: ...

@@ -18,7 +18,6 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.trial import FrozenTrial
 
 from hardware.strict_yaml import ConfigError
-from nas.ladder import is_whole_training
 from nas.members import FRONT_JSON, read_front
 from nas.pace import RATE_OVER
 from nas.pareto import Point as Pair
@@ -27,6 +26,7 @@ from nas.settings import STUDY_FILE, StudyFile, read_study_file
 from nas.storage import FINISHED, JOURNAL, LOCK, STOPPED
 from nas.study import RESULTS
 from nas.study_log import LOG
+from nas.trainings import is_whole_training
 from nas.web.export_job import STATE as EXPORT_STATE
 from nas.web.journals import Journals, TailReader
 from nas.web.runs import Runs

@@ -6,11 +6,12 @@ from evaluators.accuracy import Accuracy
 from evaluators.evaluator import Failure
 from nas import stints
 from nas.contenders import Climbed
-from nas.ladder import CHECKPOINTS, Ladder
+from nas.ladder import Ladder
 from nas.ladder import climb as climb_by
 from nas.results import ResultStore
 from nas.shortlist import Finalist
 from nas.study import Evaluated
+from nas.trainings import CHECKPOINTS
 from searchspace.choosers import random_choice
 from searchspace.space import member
 from searchspace.spec import spec_id

@@ -391,6 +391,8 @@ def test_inline_processes_and_a_cluster_that_loses_its_nodes_give_the_same_study
     by_ray = found_in(tmp_path)
     assert len(by_ray["trials"]) == 10
     assert "plain Ray tasks" not in errors
+    log = (tmp_path / "mine" / "log.txt").read_text()
+    assert "its worker process or its node died; run again from its checkpoint" in log
     assert by_ray == interrupted
 
 

@@ -18,14 +18,15 @@ from nas import stints
 from nas.contenders import Climbed, put_down, taken_up
 from nas.executors.inline import InlineExecutor
 from nas.executors.ray import DIED, RayExecutor
-from nas.executors.ray_tune import climb_by_tune, refusal
+from nas.executors.ray_tune import EXPERIMENT, climb_by_tune, refusal
 from nas.finalists import file_hashes
-from nas.ladder import CHECKPOINTS, Ladder
+from nas.ladder import Ladder
 from nas.ladder import climb as climb_by
 from nas.results import ResultStore
 from nas.shortlist import Finalist
 from nas.stints import next_stint
 from nas.study import RESULTS, Evaluated
+from nas.trainings import CHECKPOINTS
 from searchspace.blocks.classifier import Classifier
 from searchspace.blocks.inverted import InvertedResidual
 from searchspace.blocks.rep import Rep
@@ -206,6 +207,7 @@ def test_an_error_of_the_drivers_own_comes_out_and_any_backend_goes_on(own, inli
     monkeypatch.setattr(ladder, "heard", full_disk)
     with pytest.raises(OSError, match="no space left"):
         climb_by_tune(ladder, own, tmp_path)
+    assert not (tmp_path / EXPERIMENT).exists()
     begun = {}
     with closing(InlineExecutor(1)) as executor:
         submit = executor.submit
@@ -262,6 +264,7 @@ def test_a_driver_that_is_killed_while_tune_trains_goes_on_from_the_checkpoints(
     driver.communicate()
     before = (folder / RESULTS).read_text()
     assert '"trained-12-' not in before, "killed too late to show anything"
+    assert (folder / EXPERIMENT).exists()
     resumed = nas("resume", "mine", "--out", folder.parent, "--backend", "ray")
     _, errors = resumed.communicate()
     assert resumed.returncode == 0, errors

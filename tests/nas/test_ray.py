@@ -6,7 +6,6 @@ Ray takes seconds to begin, so one of our own and one cluster serve all tests.
 import hashlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -407,26 +406,6 @@ def test_on_nodes_that_do_not_see_the_folder_plain_tasks_train_and_send_the_file
     assert "trained as plain Ray tasks, not by Ray Tune: the study's folder is not on all nodes" in errors
     assert "127.0.0.2" in errors
     assert found_in(tmp_path) == interrupted
-
-
-@pytest.mark.slow
-def test_a_driver_that_is_killed_leaves_nothing_behind_and_its_study_goes_on(tmp_path):
-    driver = started(tmp_path, "--backend", "ray", "--finalists", "1")
-    while lines_in(tmp_path) < 2 and driver.poll() is None:
-        time.sleep(0.02)
-    (session,) = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
-    waiting = [os.pidfd_open(process) for process in users_of(session)]
-    assert len(waiting) >= 5
-    driver.kill()
-    driver.communicate()
-    for process in waiting:
-        assert select.select([process], [], [], 20)[0], "a process of Ray outlives its driver"
-        os.close(process)
-    known = lines_in(tmp_path)
-    resume = [sys.executable, "-m", "nas", "resume", "mine", "--out", str(tmp_path), "--backend", "inline"]
-    subprocess.run(resume, check=True, capture_output=True)
-    assert len(found_in(tmp_path)["trials"]) == 10
-    assert known >= 2
 
 
 @pytest.mark.slow

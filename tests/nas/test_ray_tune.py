@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from nas import stints
 from nas.contenders import Climbed, put_down, taken_up
 from nas.executors.inline import InlineExecutor
 from nas.executors.ray import DIED, RayExecutor
+from nas.executors.ray_sweeper import users_of
 from nas.executors.ray_tune import EXPERIMENT, climb_by_tune, refusal
 from nas.finalists import file_hashes
 from nas.ladder import Ladder
@@ -251,7 +253,7 @@ def without_training(study, folder):
     (folder / RESULTS).write_text("".join(line for line in lines if json.loads(line)["fidelity"] == "early"))
 
 
-def test_a_driver_that_is_killed_while_tune_trains_goes_on_from_the_checkpoints(tmp_path):
+def test_a_driver_that_is_killed_while_tune_trains_leaves_no_process_and_goes_on_from_the_checkpoints(tmp_path):
     inline = nas("search", *WORDS.split(), "--study", "mine", "--out", tmp_path / "inline", "--backend", "inline")
     inline.communicate()
     assert inline.returncode == 0
@@ -260,8 +262,14 @@ def test_a_driver_that_is_killed_while_tune_trains_goes_on_from_the_checkpoints(
     driver = nas("resume", "mine", "--out", folder.parent, "--backend", "ray")
     while driver.poll() is None and '"trained-6-of-12-' not in (folder / RESULTS).read_text():
         time.sleep(0.01)
+    (session,) = Path("/tmp/ray").glob(f"session_*_{driver.pid}")
+    waiting = [os.pidfd_open(process) for process in users_of(session)]
+    assert len(waiting) >= 5
     driver.kill()
     driver.communicate()
+    for process in waiting:
+        assert select.select([process], [], [], 20)[0], "a process of Ray outlives its driver"
+        os.close(process)
     before = (folder / RESULTS).read_text()
     assert '"trained-12-' not in before, "killed too late to show anything"
     assert (folder / EXPERIMENT).exists()

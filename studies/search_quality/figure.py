@@ -1,4 +1,4 @@
-"""The table and the figure of runs.jsonl: python studies/search_quality/figure.py."""
+"""The tables of runs.jsonl and long.jsonl, and the figure of the former: python studies/search_quality/figure.py."""
 
 import json
 import statistics
@@ -8,6 +8,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COLOURS = {"random": "#888888", "nsga2": "#1f77b4", "tpe": "#2ca02c", "evolution": "#ff7f0e", "surrogate": "#d62728"}
 STEP = 5
+LONG_AT = (200, 300, 400, 500, 600, 700)
 AT = (25, 50, 100, 150, 200, 300, 400)
 WIDTH, HEIGHT, MARGIN = 420, 300, 45
 
@@ -51,6 +52,20 @@ def table(found: Curves, budget: str) -> str:
     return "\n".join(rows)
 
 
+def long_table() -> str:
+    """Of long searches by how many scores the surrogate guesses from; the mean over both problems and the seeds."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for line in (HERE / "long.jsonl").read_text().splitlines():
+        run = json.loads(line)
+        most = run.get("most_scores")
+        found[run["sampler"] + (f", {most} scores" if most else "")].append(run["curve_every_5"])
+    rows = ["| | " + " | ".join(map(str, LONG_AT)) + " |", "|---|" + "---|" * len(LONG_AT)]
+    for name, runs in sorted(found.items()):
+        means = (statistics.mean(run[at // STEP - 1] for run in runs) for at in LONG_AT)
+        rows.append(f"| {name} ({len(runs)}) | " + " | ".join(f"{each:.3f}" for each in means) + " |")
+    return "\n".join(rows)
+
+
 def panel(found: Curves, budget: str, left: float) -> str:
     low, high = 0.5, 0.78
     parts = [f'<text x="{left + WIDTH / 2}" y="20" text-anchor="middle">rk3288, {budget}</text>']
@@ -83,6 +98,7 @@ def main() -> None:
     found = curves()
     for budget in ("5ms", "20ms"):
         print(table(found, budget), end="\n\n")
+    print(long_table())
     panels = "\n".join(panel(found, budget, index * WIDTH) for index, budget in enumerate(("5ms", "20ms")))
     (HERE / "figure.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{HEIGHT}" font-family="sans-serif" '

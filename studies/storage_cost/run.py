@@ -110,12 +110,14 @@ def main() -> None:
                 server = PostgresServer(folder / "server", fsync=True)
                 server.start()
             found: dict[str, object] = {"storage": storage, "load_at_start": round(os.getloadavg()[0], 1)}
-            found |= measured(opener(storage, folder, server), genes, counts)
+            try:
+                found |= measured(opener(storage, folder, server), genes, counts)
+            finally:
+                if server is not None:
+                    server.stop()
             found["load_at_end"] = round(os.getloadavg()[0], 1)
             if (folder / JOURNAL).exists():
                 found["bytes_per_trial"] = round((folder / JOURNAL).stat().st_size / (max(counts) + BY_GENE))
-            if server is not None:
-                server.stop("fast")
         print(json.dumps(found), flush=True)
 
 

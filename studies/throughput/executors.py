@@ -27,7 +27,7 @@ from nas.executors.processes import ProcessExecutor
 from nas.executors.ray import RayExecutor
 
 # How long an evaluation takes, and how many are timed for each worker.
-CASES = ((0.005, 400), (5.0, 4))
+CASES = ((0.005, 400), (5.0, 2))
 
 # How many are out for each worker.
 OUT = 4

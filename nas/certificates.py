@@ -185,7 +185,6 @@ def _write(target: Target, models: Mapping[int, Path], folder: Path) -> JobList:
     runtime = target.about.runtime
     entering, leaving = ENDS[runtime]
     specs = {trial: read_spec(model / "spec.yaml") for trial, model in models.items()}
-    graphs = {trial: deploy_graph(spec) for trial, spec in specs.items()}
     files = {f"fused-{trial}": folder / f"fused-{trial}{SUFFIXES[runtime]}" for trial in models}
     if runtime == "onnxruntime":
         for trial, model in models.items():
@@ -193,11 +192,12 @@ def _write(target: Target, models: Mapping[int, Path], folder: Path) -> JobList:
             files[f"unfused-{trial}"] = folder / f"unfused-{trial}.onnx"
             write_train_form(specs[trial], files[f"unfused-{trial}"])
     else:
-        written = RUNTIMES[runtime].write_timed([(graphs[trial], files[f"fused-{trial}"]) for trial in models])
+        fused = [(deploy_graph(spec), files[f"fused-{trial}"]) for trial, spec in specs.items()]
+        written = RUNTIMES[runtime].write_timed(fused)
         for trial, answer in zip(models, written, strict=True):
             if isinstance(answer, Failed):
                 raise ConfigError(f"trial {trial}: {target.runtime} cannot take it ({answer.reason})")
-    shapes = {trial: (1, *graph.input_shape) for trial, graph in graphs.items()}
+    shapes = {trial: (1, *spec.input_shape) for trial, spec in specs.items()}
     jobs = tuple(
         Job(
             id=f"{name}-{number}",
@@ -231,7 +231,7 @@ def write_train_form(spec: ArchSpec, path: Path) -> None:
 
 
 def _timed(results: JobResults, name: str) -> tuple[float, float, float] | None:
-    """Median over the rounds, with the smallest lower and the largest upper quartile as its interval."""
+    """Median over the rounds, and an interval: half the widest spread below the fastest and above the slowest."""
     timings = [
         results.timings[job] for number in range(1, ROUNDS + 1) if (job := f"{name}-{number}") in results.timings
     ]

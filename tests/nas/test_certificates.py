@@ -32,7 +32,7 @@ from searchspace.blocks.rep import Rep
 from searchspace.coverage import parse_layout
 from searchspace.network import build_network, deploy_graph
 from searchspace.spec import ArchSpec, spec_from_dict, write_spec
-from tests.formula_device import OTHER_MS, FormulaDevice, network_ms, write_timed
+from tests.formula_device import OTHER_MS, START_MS, FormulaDevice, network_ms, write_timed
 from tests.nas.conftest import StudyExecutor, trained
 
 DESCRIBED = described_target("host", None)
@@ -147,6 +147,24 @@ def test_members_are_measured_fused_and_as_they_were_trained(device, known, tmp_
     # In rounds, and the sentinel in between.
     asked = [job for job in device.timed if job != "fused-3-1"]
     assert asked[:4] == ["fused-11-1", "unfused-3-1", "unfused-11-1", "fused-3-2"]
+
+
+def test_onnx_runtime_is_timed_with_the_very_file_that_ships(device, known, tmp_path):
+    models = modelled(tmp_path, m3=8)
+    (models[3] / "model.onnx").write_text(json.dumps([["all of it", 4.0]]))
+    found = measure_members(load_target("host"), models, tmp_path / "measured")
+    assert found[3].fused.value_ms == pytest.approx(START_MS + 4.0)
+
+
+def test_another_runtime_is_given_the_network_in_its_own_form(known, tmp_path, monkeypatch):
+    device = FormulaDevice("ncnn")
+    monkeypatch.setattr(certificates, "Local", lambda: device)
+    monkeypatch.setitem(RUNTIMES, "ncnn", replace(RUNTIMES["ncnn"], write_timed=write_timed(RULES)))
+    models = modelled(tmp_path, m3=8)
+    (models[3] / "model.onnx").unlink()
+    found = measure_members(load_target("host", runtime="ncnn"), models, tmp_path / "measured")
+    assert found[3].fused.value_ms == pytest.approx(network_ms(deploy_graph(spec_of(8)), RULES))
+    assert found[3].unfused_ms is None
 
 
 def test_the_rounds_of_a_member_make_its_interval(device, known, tmp_path):

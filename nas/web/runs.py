@@ -153,6 +153,8 @@ def _end(lock: Path, child: subprocess.Popen[bytes] | None) -> None:
         # Only now is it certain that the number still belongs to the holder and will go on doing so.
         if holder_of(lock) == holder:
             signal.pidfd_send_signal(handle, signal.SIGTERM)
+    except ProcessLookupError:
+        pass  # it has ended since
     except PermissionError as error:
         raise Refused(f"process {holder} is at work on {lock.parent.name} and belongs to another user") from error
     finally:

@@ -172,6 +172,21 @@ def test_the_log_says_how_a_run_ended(tmp_path, error, last):
     assert lines == ["before", "run begun", last]
 
 
+def test_a_driver_that_ends_before_the_signal_comes_is_stopped(tmp_path, monkeypatch, holder):
+    looks = []
+
+    def look(lock):
+        looks.append(lock)
+        if len(looks) == 3:  # the last one before the signal
+            holder.kill()
+            holder.wait()
+        return holder.pid
+
+    monkeypatch.setattr(module, "holder_of", look)
+    Runs().stop(tmp_path)
+    assert len(looks) == 3
+
+
 def test_a_stop_that_comes_too_late_hits_nobody_else(tmp_path, monkeypatch, holder):
     # The driver ends between the look at the list of locks and the signal; its number belongs to someone else now.
     seen = iter([holder.pid, holder.pid, None])

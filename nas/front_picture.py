@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nas.label_places import XY, Box, label_places
+from nas.label_places import XY, Box, around, label_places
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 76, 22, 40, 52
-# A figure of the text, which stands on its line, and how far from its point a name needs no line to it.
-DIGIT, HIGH, NEAR = 8.2, 11, 18
+# Half the room of a mark; a figure of the text, which stands on its line; how far from its point a name needs no line.
+MARK, DIGIT, HIGH, NEAR = 6, 8.2, 11, 18
 
 # Okabe and Ito's, which stay apart for colour-blind eyes and in grey; the marks differ in shape as well.
 COLOURS = {"ink": "#1b1f24", "faint": "#d5dae0", "front": "#d55e00", "other": "#0072b2", "paper": "#ffffff"}
@@ -101,7 +101,7 @@ def front_picture(finalists: Sequence[Mapping[str, Any]], on_front: set[int], bu
 
 def _names(parts: Sequence[Line | Mark | Words], named: Sequence[tuple[str, XY]]) -> list[Line | Words]:
     """The names of points beside all that is drawn already, with a line to its point for each that had to go far."""
-    taken = [_around(part.at, 6, 6) for part in parts if isinstance(part, Mark)]
+    taken = [around(part.at, MARK) for part in parts if isinstance(part, Mark)]
     taken += [_around_words(part) for part in parts if isinstance(part, Words)]
     lines = [
         Box(
@@ -123,10 +123,6 @@ def _names(parts: Sequence[Line | Mark | Words], named: Sequence[tuple[str, XY]]
             drawn.append(Line(at, end, "ink", 0.7))
         drawn.append(Words((box.left, box.bottom), text, "start"))
     return drawn
-
-
-def _around(at: XY, across: float, down: float) -> Box:
-    return Box(at[0] - across, at[1] - down, at[0] + across, at[1] + down)
 
 
 def _around_words(words: Words) -> Box:

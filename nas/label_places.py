@@ -32,6 +32,11 @@ class Box:
         return min(max(point[0], self.left), self.right), min(max(point[1], self.top), self.bottom)
 
 
+def around(point: XY, reach: float) -> Box:
+    """The square that reaches so far from a point to every side."""
+    return Box(point[0] - reach, point[1] - reach, point[0] + reach, point[1] + reach)
+
+
 # Above to the right first, as where nothing crowds.
 WAYS = ((1, -1), (-1, -1), (1, 1), (-1, 1), (1, 0), (0, -1), (-1, 0), (0, 1))
 DISTANCES = (6.0, 14.0, 24.0, 36.0, 50.0)

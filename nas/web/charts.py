@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from nas.label_places import Box, label_places
+from nas.label_places import Box, around, label_places
 from nas.web.markup import Markup, element, joined
 from nas.web.studies import Live, Point
 
 WIDE, NARROW = (720, 340), (360, 300)
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 22, 44
-# How far a mark reaches, and a figure of the text: its width and height.
+# The size of a mark, and a figure of the text: its width and height.
 MARK, DIGIT, HIGH = 6, 7.5, 10
 
 
@@ -229,7 +229,7 @@ def _budget_line(plot: Plot, budget_ms: float) -> Markup:
 def _names(plot: Plot, marks: Sequence[Mark]) -> list[Markup]:
     """The trials' numbers, each beside its mark and on no other."""
     at = [(plot.x(mark.x), plot.y(mark.y)) for mark in marks]
-    taken = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in at]
+    taken = [around(point, MARK) for point in at]
     sizes = [(DIGIT * len(str(mark.number)), HIGH) for mark in marks]
     room = Box(LEFT, TOP - 6, plot.size[0] - 2, plot.size[1] - BOTTOM)
     places = label_places(at, sizes, taken, [], room)
@@ -251,7 +251,7 @@ def _dots(plot: Plot, points: Iterable[Point], kind: str) -> list[Markup]:
 
 def _linked(plot: Plot, mark: Mark, link: str, kind: str) -> Markup:
     shape = element(
-        "path", element("title", mark.label), d=outline(mark.tier, plot.x(mark.x), plot.y(mark.y), 6), class_=kind
+        "path", element("title", mark.label), d=outline(mark.tier, plot.x(mark.x), plot.y(mark.y), MARK), class_=kind
     )
     return element("a", shape, href=link, aria_label=mark.label)
 

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+# What eight bits may cost, as a share of the images.
+MAX_DROP = 0.01
+
 SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("target", str, "the device, see `nas targets`"),
     ("budget", str, "the most a network may take, such as 5ms"),
@@ -102,9 +105,9 @@ def export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-drop",
         type=float,
-        default=0.01,
+        default=MAX_DROP,
         metavar="SHARE",
-        help="leave eight bits out where they cost more validation accuracy than this; default: 0.01",
+        help=f"leave eight bits out where they cost more validation accuracy than this; default: {MAX_DROP}",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to; a new or empty folder")
     parser.add_argument("--force", action="store_true", help="replace members in a folder that is not empty")

@@ -27,13 +27,11 @@ from nas.exit_codes import BROKE, DONE, INTERRUPTED
 from nas.export import Exported, ExportPlan, chosen_trials, export_members, open_trained, set_aside
 from nas.export_formats import formats_named
 from nas.files import write_atomically
+from nas.flags import MAX_DROP
 from nas.study_log import add_line
 
 EXPORTED, PARTIAL = "exported", ".exported.partial"
 STATE, LOCK = "export.json", "export.lock"
-
-# What eight bits may cost, as for `nas export --int8`.
-MAX_DROP = 0.01
 
 logger = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ class _Journal:
     names: list[str] = field(default_factory=list)
     studies: dict[int, int] = field(default_factory=dict)
     trials: dict[int, int] = field(default_factory=dict)
-    trial: JournalTrial = field(default_factory=JournalTrial)
+    tried: JournalTrial = field(default_factory=JournalTrial)
     # Why nothing more of it is read, None while all is well.
     damage: str | None = None
 
@@ -117,9 +117,9 @@ class Journals(BaseJournalBackend):
                 self._entries += self._new_entries(journal)
 
     def _new_entries(self, journal: _Journal) -> Iterator[Entry]:
-        lines, before = journal.tail.lines(), journal.trial.taken
-        damage = journal.trial.damage_in(lines)
-        for number, line in enumerate(lines[: journal.trial.taken - before], start=before + 1):
+        lines, before = journal.tail.lines(), journal.tried.taken
+        damage = journal.tried.damage_in(lines)
+        for number, line in enumerate(lines[: journal.tried.taken - before], start=before + 1):
             try:
                 entry = self._renumbered(journal, json.loads(line))
             except KeyError as error:
@@ -128,7 +128,7 @@ class Journals(BaseJournalBackend):
             if entry is not None:
                 yield entry
         if damage is not None:
-            journal.damage = f"{journal.tail.path}:{journal.trial.taken + 1}: {damage}"
+            journal.damage = f"{journal.tail.path}:{journal.tried.taken + 1}: {damage}"
 
     def _renumbered(self, journal: _Journal, entry: Entry) -> Entry | None:
         """The entry as it stands in the whole; None for a study that is created again, which every resuming does."""

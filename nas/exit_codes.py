@@ -1,3 +1,3 @@
-"""What commands end with; face and README say what each means."""
+"""What commands end with; README.md and COMMANDS.md say what each means."""
 
 DONE, BROKE, WRONG_INPUT, INFEASIBLE, BROKEN_CERTIFICATE, INTERRUPTED = 0, 1, 2, 3, 4, 130

@@ -377,11 +377,11 @@ def _run(luggage: Luggage, function: Any, arguments: tuple[Any, ...], limit_s: f
 def unpack(luggage: Luggage) -> Failure | None:
     """Makes this worker process ready for its work, or says why it cannot be."""
     (first,), threads, workers = luggage
-    pin_threads(threads)
     key = "" if first is None else first.hex()
-    if key in _unpacked:
-        return None
     try:
+        pin_threads(threads)
+        if key in _unpacked:
+            return None
         limit_memory(memory_share((os.cpu_count() or 1) // threads if workers is None else workers))
         if first is not None:
             import ray

@@ -24,7 +24,7 @@ from evaluators.datasets import open_dataset
 from evaluators.evaluator import Failure
 from hardware.strict_yaml import ConfigError
 from nas.executors.executor import Job
-from nas.executors.ray import Baggage, RayExecutor, _init
+from nas.executors.ray import Baggage, RayExecutor, _init, unpack
 from nas.executors.ray_sweeper import users_of
 from nas.exit_codes import BROKE
 from nas.problem import DataKey, dataset, give_dataset
@@ -190,6 +190,18 @@ def test_a_job_that_does_not_come_back_to_python_is_ended(own):
         Failure("took longer than the 1 s that an evaluation may take"),
         16,
     ]
+
+
+# A worker that cannot work
+
+
+def test_a_worker_without_what_it_computes_with_is_no_candidates_fault(monkeypatch):
+    def no_torch(threads):
+        raise ModuleNotFoundError("No module named 'torch'")
+
+    monkeypatch.setattr("nas.executors.ray.pin_threads", no_torch)
+    expected = Failure("ModuleNotFoundError: No module named 'torch'", lasting=False)
+    assert unpack(([None], 1, 1)) == expected
 
 
 # A cluster

@@ -130,6 +130,11 @@ class Ladder:
             self._end_rung()
         return None
 
+    def label(self, each: Finalist) -> str:
+        """What messages call it: a finalist on the way to the last rung, a contender below."""
+        what = "finalist" if len(self._ladder) == 1 else "contender"
+        return f"{what} {each.candidate.number}"
+
     def before(self, each: Finalist) -> Climbed | None:
         """How far it has come, None where it begins."""
         return self._kept.stands.get(each.candidate.number)
@@ -233,13 +238,12 @@ class Ladder:
         return candidate.outcome["seconds"] / images * dataset(self._problem.data).num_train
 
     def _told_failures(self, rung: Rung, places: Sequence[Finalist]) -> list[str]:
-        what = "finalist" if rung.epochs == self._problem.settings.epochs else "contender"
         told = []
         for each in places:
             failure = self._kept.found(each.candidate, rung.epochs)
             if isinstance(failure, Failure):
-                told.append(f"{what} {each.candidate.number}: {failure.reason}")
-                logger.warning("%s %s failed: %s", what, each.candidate.number, failure.reason)
+                told.append(f"{self.label(each)}: {failure.reason}")
+                logger.warning("%s failed: %s", self.label(each), failure.reason)
         return told
 
     def _plan(self, candidate: Evaluated) -> TrainingPlan:
@@ -266,8 +270,7 @@ def climb(ladder: Ladder, executor: Executor, *, has_folder: bool = True) -> Tra
 
     def submit(each: Finalist) -> None:
         function, arguments = next_stint(ladder.way(each), ladder.before(each), finish)
-        what = "contender" if function is not finish else "finalist"
-        out[executor.submit(Job(f"{what} {each.candidate.number}", function, arguments))] = each
+        out[executor.submit(Job(ladder.label(each), function, arguments))] = each
 
     while True:
         while (each := ladder.next()) is not None:

@@ -247,7 +247,8 @@ class _Climb:
         if self._deaths[number] >= DEATHS:
             self._ladder.heard(each, _cause(trial))
             return
-        logger.warning("finalist %d: its worker process or its node died; run again from its checkpoint", number)
+        label = self._ladder.label(each)
+        logger.warning("%s: its worker process or its node died; run again from its checkpoint", label)
         if trial.status == trial.ERROR:
             # Tune counts twice where a trial is handed to a worker that is dead already, and gives it up.
             del self._trials[number]

@@ -186,6 +186,7 @@ def test_workers_are_killed_and_trainings_go_on_from_their_checkpoints(
     assert len(set(heard)) == len(heard), "an epoch that was put down was trained again"
     said = [record.getMessage() for record in caplog.records if "run again" in record.getMessage()]
     assert sum(text.startswith(f"finalist {killed[1]}: ") for text in said) >= 1
+    assert any(text.startswith("contender 4: ") for text in said)
     # Two were killed from outside, and the one that kills was begun three times.
     assert len(said) == 2 + 2
 

@@ -67,11 +67,10 @@ def refusal(executor: RayExecutor, folder: Path) -> str | None:
 def climb_by_tune(ladder: Ladder, executor: RayExecutor, folder: Path) -> Trained:
     """Has Tune train whoever is to be; `folder` is the study's, which every node sees."""
     climb = _Climb(ladder, executor, folder.resolve() / EXPERIMENT)
-    climb.look()
-    if ladder.is_over:
-        return ladder.trained
     try:
-        _run(climb, executor.luggage)
+        climb.look()
+        if not ladder.is_over:
+            _run(climb, executor.luggage)
     except _RayEnded as error:
         climb.give_up(Failure(str(error), lasting=False))
     except Exception:

@@ -12,6 +12,7 @@ from collections import defaultdict
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,6 +196,14 @@ def test_a_ladder_that_has_been_climbed_does_not_begin_tune(own, inline, ladder_
     monkeypatch.setattr("nas.executors.ray_tune._run", None)
     found, folder = inline
     assert outcome(climb_by_tune(ladder_of(folder), own, folder)) == found
+
+
+def test_a_ray_that_has_ended_before_tune_begins_costs_nobody_more_than_this_run(ladder_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("nas.executors.ray_tune.LOOK_AFTER_S", -1.0)
+    gone = SimpleNamespace(workers=2, hopeless=lambda: "Ray has ended")
+    trained = climb_by_tune(ladder_of(tmp_path), gone, tmp_path)
+    assert trained.failures == [f"contender {number}: Ray has ended" for number in range(5)]
+    assert not (tmp_path / RESULTS).exists(), "it is tried again on resume"
 
 
 def test_an_error_of_the_drivers_own_comes_out_and_any_backend_goes_on(own, inline, ladder_of, tmp_path, monkeypatch):

@@ -19,12 +19,12 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
-        flags = [word for word in unknown if word.startswith("-")]
-        if flags and self._subparsers is None:
+        unknown_flags = [word for word in unknown if word.startswith("-")]
+        if unknown_flags and self._subparsers is None:
             known = [option for action in self._actions for option in action.option_strings if option != "-h"]
-            near = get_close_matches(flags[0].partition("=")[0], known, 1)
+            near = get_close_matches(unknown_flags[0].partition("=")[0], known, 1)
             hint = f"did you mean {near[0]}? " if near else ""
-            self.error(f"unknown flag {flags[0]}; {hint}known: {', '.join(sorted(known))}")
+            self.error(f"unknown flag {unknown_flags[0]}; {hint}known: {', '.join(sorted(known))}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -50,8 +50,7 @@ SETTING_FLAGS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 
 def search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study_yaml", nargs="?", type=Path, metavar="STUDY.yaml", help="settings; flags override them")
-    for flag, kind, text in SETTING_FLAGS:
-        parser.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
+    _add_settings(parser)
     _add_common(parser)
 
 
@@ -83,8 +82,7 @@ def trust(parser: argparse.ArgumentParser) -> None:
         metavar="STUDY",
         help="a study that is there, or a study file; flags say the rest as for search",
     )
-    for flag, kind, text in SETTING_FLAGS:
-        parser.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
+    _add_settings(parser)
     _add_common(parser)
 
 
@@ -224,6 +222,11 @@ def count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fetch", action="store_true", help="get from Debian and PyPI what is needed for it, 60 MB")
     parser.add_argument("--write", action="store_true", help="add what was counted to the shipped counts")
     _add_common(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    for flag, kind, text in SETTING_FLAGS:
+        parser.add_argument(f"--{flag}", type=kind, help=text, metavar=flag.upper().replace("-", "_"))
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

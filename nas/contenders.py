@@ -119,7 +119,7 @@ def climb(plan: TrainingPlan, before: Climbed | None, until_epoch: int) -> tuple
     splits = dataset(plan.data).at(plan.spec.input_shape[1])
     check_labels(splits.train_y, deploy_graph(plan.spec).output_shape[0])
     spec, tried = (before.spec, before.layouts_tried) if before is not None else choose_layouts(plan, splits)
-    training = _taken_up(plan, spec, splits, before, until_epoch)
+    training = _training_where_left(plan, spec, splits, before, until_epoch)
     started = time.perf_counter()
     train_loss = 0.0 if before is None else before.train_loss
     while training.epochs_done < until_epoch:
@@ -130,7 +130,7 @@ def climb(plan: TrainingPlan, before: Climbed | None, until_epoch: int) -> tuple
     return Climbed(spec, tried, training.epochs_done, reached, train_loss, seconds, to_bytes(training)), network
 
 
-def _taken_up(
+def _training_where_left(
     plan: TrainingPlan, spec: ArchSpec, splits: Splits, before: Climbed | None, until_epoch: int
 ) -> Training[Network]:
     training = training_of(plan, spec, splits)

@@ -57,10 +57,14 @@ class KnownSpaceSampler(BaseSampler):
     A space asks every gene in every trial, so the answer is known; to work it out again at every proposal, as Optuna
     does while a trial is running, costs seconds once a few hundred proposals were turned down. Genes of a single option
     are left to the sampler's independent draw, as its own search space would leave them.
+
+    A result counts to the generation in which it comes back. Optuna counts it to the one in which it was asked for, of
+    which it makes parents once: with many candidates out nearly every score would come back too late to be one.
     """
 
     def __init__(self, sampler: BaseSampler, genes: Mapping[str, Sequence[Gene]]) -> None:
         self._sampler = sampler
+        # The tag of the generation that proposals are made in now.
         self._generation: dict[str, int] = {}
         self._space: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(options) for name, options in genes.items() if len(options) > 1
@@ -73,6 +77,7 @@ class KnownSpaceSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         genes = self._sampler.sample_relative(study, trial, search_space)
+        # From the storage, which alone has the tag by now.
         self._generation = generation_of(study.get_trials(deepcopy=False)[trial.number])
         return genes
 

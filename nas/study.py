@@ -3,7 +3,7 @@
 A study repeats itself. Proposal n follows from the seed and from the results of the first n - `window` proposals,
 however many workers there are and whichever is quicker, because results are told in the order of asking. So a resumed
 study is run again from its beginning with the remembered results in place of evaluations, which takes as long as the
-sampler takes to propose, from milliseconds to two tenths of a second per trial, and then simply goes on; nothing of the
+sampler takes to propose, from milliseconds to a tenth of a second per trial, and then simply goes on; nothing of the
 sampler's state needs to be kept.
 """
 
@@ -104,8 +104,8 @@ class Progress:
     """How far a search is.
 
     `looked_at` of the trials that are done were so in this run, the others are known from before. `best` is the highest
-    score and that network's expected latency in ms, None before there is one; `until_s` is when on the monotonic clock
-    its time is up, None without one.
+    score within the budget and that network's expected latency in ms, None before there is one; `until_s` is when on
+    the monotonic clock its time is up, None without one.
     """
 
     done: int
@@ -215,6 +215,9 @@ class Search:
 
         Raises:
             ConfigError: a resumed study does not repeat itself, so something it rests on has changed.
+            EvaluationsBroken: a candidate cannot be looked at, for no reason of its own.
+            TooManyFailures: more than half of the last candidates failed.
+            StorageLost: the storage stopped answering and does not come back.
         """
         settings = self._problem.settings
         self._deadline = None if settings.time_s is None else time.monotonic() + settings.time_s - spent_s

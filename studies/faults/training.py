@@ -38,7 +38,9 @@ def nas(*words: object) -> subprocess.Popen[str]:
 
 def trained(study: Path) -> list[tuple[str, str]]:
     """Every epoch that was put down and every finalist, in the order of the results."""
-    lines = map(json.loads, (study / "results.jsonl").read_text().splitlines())
+    # What follows the last line break is being written, or was when its driver was killed.
+    whole = (study / "results.jsonl").read_text().rpartition("\n")[0]
+    lines = map(json.loads, whole.splitlines())
     return [(line["arch"], line["fidelity"]) for line in lines if line["fidelity"] != "early"]
 
 

@@ -3,8 +3,8 @@
     python studies/storage_cost/samplers.py [--trials 100,1000,5000] [--samplers nsga2,tpe,...]
 
 Space `edge-small` (34 genes) in memory, without a storage: asking, answering every gene, the static cost and telling.
-NSGA-II, NSGA-III, random and evolution make the whole way there themselves; TPE and the surrogate, which would take
-hours, find so many random trials there already, which costs them the same. Prints a JSON line for each sampler.
+NSGA-II, NSGA-III, random and evolution make the whole way there themselves; TPE and the surrogate, which take longest,
+find so many random trials there already, which costs them the same. Prints a JSON line for each sampler.
 """
 
 import argparse

@@ -6,7 +6,9 @@ and weights are always in the cache. So kernels are timed where they stand, in w
     whole = (start + sum over kernels of (warm * growth + dearer values)) * factor for the kind of network
     traced kernel = launches * watching + (warm + dearer values) * growth
 
-`watching` is what the runtime's own clock adds to each launch, `start` what a run costs that launches nothing. Weights
+`watching` is what the runtime's own clock adds to each launch, `start` what a run costs that launches nothing. What is
+added differs a little from network to network, which decides about small ones, where watching takes longer than the
+kernels do: there the whole says how much it was. Weights
 and values that fit a cache together are read from it; the larger the network, the more of them come from further away.
 How much longer kernels take for it, the same kernel shows in small and in large networks: those that use a weight once
 wait for all of theirs, those that use it at a hundred positions hardly, so that each `reuse_class` grows in a way of
@@ -42,6 +44,9 @@ DISTURBED_SHARE = 0.03
 # A network is held for disturbed whose parts differ from the whole by more than this share. Small networks and those
 # with weights of the size of a cache differ by a tenth without anything being wrong, and must be learnt from as well.
 DISTURBED_NETWORK = 0.25
+# Standard deviations, as shares: of what the clock adds to a launch, from network to network, and of the timing of a
+# whole network against that of its parts.
+WATCHING_SD, WHOLE_SD = 0.1, 0.02
 # How strongly the steps are held to nothing, in sightings' worth of evidence.
 HOLD_STEPS = 30.0
 
@@ -148,9 +153,10 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
     seen: dict[str, list[_Sighting]] = defaultdict(list)
     networks: dict[str, set[str]] = defaultdict(set)
     for trace in traces:
+        added_ms = _added_ms(trace, start_ms, watching_ms)
         for kernel in trace.kernels:
             networks[kernel.key].add(trace.name)
-            own_ms = max(kernel.traced_ms - kernel.launches * watching_ms, FLOOR_MS / 10)
+            own_ms = max(kernel.traced_ms - kernel.launches * added_ms, FLOOR_MS / 10)
             seen[kernel.key].append(_Sighting(own_ms, kernel, trace.weight_bytes, trace.moved_bytes))
     growth = tuple(
         _growth([each for each in seen.values() if each[0].kernel.reuse == reuse]) for reuse in range(REUSE_CLASSES)
@@ -234,6 +240,20 @@ def _start_and_watching(traces: Sequence[NetworkTrace]) -> tuple[float, float, n
         rest = np.abs((traced - watching * launches + start) / whole - 1)
         kept = rest <= max(DISTURBED_SPREADS * float(np.median(rest)), DISTURBED_SHARE)
     return float(start), float(watching), rest <= DISTURBED_NETWORK
+
+
+def _added_ms(trace: NetworkTrace, start_ms: float, watching_ms: float) -> float:
+    """What the clock most likely added to each launch of this network, in ms.
+
+    By how much whole and parts differ is told by launches that cost more or less to watch, and by errors of both, each
+    as normal as the deviations above say.
+    """
+    launches = sum(kernel.launches for kernel in trace.kernels)
+    if launches == 0:
+        return watching_ms
+    too_much_ms = start_ms + sum(kernel.traced_ms for kernel in trace.kernels) - launches * watching_ms - trace.whole_ms
+    by_watching, by_errors = (launches * watching_ms * WATCHING_SD) ** 2, (trace.whole_ms * WHOLE_SD) ** 2
+    return watching_ms + too_much_ms / launches * by_watching / (by_watching + by_errors)
 
 
 def _price_of_moving(kernels: Sequence[Sequence[_Sighting]], overheads: Overheads) -> tuple[float, ...]:

@@ -129,7 +129,7 @@ def test_rounds_of_checks_lie_between_parts_of_what_is_learnt_from(profile, tmp_
     checks = [each.name for each in profile.checks]
     learning = [each.name for each in profile.learning]
     expected = ["sentinel"]
-    for number, (start, end) in enumerate(((0, 10), (10, 20), (20, 40)), 1):
+    for number, (start, end) in enumerate(((0, 5), (5, 10), (10, 15), (15, 20), (20, 40)), 1):
         expected += [f"c{number}-{name}" for name in checks] + [f"l-{name}" for name in learning[start:end]]
     assert [job.id for job in jobs.jobs] == expected
     assert jobs.sentinel == "sentinel"
@@ -256,7 +256,7 @@ def test_a_table_of_exact_times_foretells_networks_exactly(profile, tmp_path) ->
     assert table.fit.networks == 40
     assert table.cannot_run == {"odd": "cannot be written"}
     assert table.measured_on == "2026-01-02T03:04:05Z"
-    assert table.conditions["models_timed"] == 1 + 3 * 7 + 40
+    assert table.conditions["models_timed"] == 1 + ROUNDS * 7 + 40
     assert table.conditions["disturbed_in_every_attempt"] == 0
     model = ProfiledModel(table)
     for subject in profile.checks:
@@ -270,8 +270,9 @@ def test_networks_that_a_device_cannot_run_are_named_once(profile, tmp_path) -> 
     FormulaDevice().measure(tmp_path, lambda progress: None)
     results = load_results(tmp_path)
     broken = dict(results.timings)
-    del broken["c1-n2"], broken["c2-n2"], broken["c3-n2"], broken["l-n9"]
-    errors = {"c1-n2": "crashed", "c2-n2": "crashed", "c3-n2": "crashed", "l-n9": "too large"}
+    errors = {f"c{number}-n2": "crashed" for number in range(1, ROUNDS + 1)} | {"l-n9": "too large"}
+    for job in errors:
+        del broken[job]
     table = make_table(IDENTITY, {"mine": (profile, replace(results, timings=broken, errors=errors))}, {})
     assert table.cannot_run == {"n2": "crashed", "n9": "too large"}
     assert table.certificates["mine"].networks == 6

@@ -125,6 +125,24 @@ def test_without_heavy_networks_no_weight_costs_more(known: dict[str, tuple[floa
     assert np.array(fit.overheads.growth) == pytest.approx(0, abs=1e-9)
 
 
+def test_small_networks_say_what_watching_them_added(known: dict[str, tuple[float, int]]) -> None:
+    rng = np.random.default_rng(5)
+    small = {key: (0.02 * warm_ms, weights) for key, (warm_ms, weights) in known.items()}
+
+    def watched(trace: NetworkTrace) -> NetworkTrace:
+        more_ms = WATCHING_MS * 0.1 * float(rng.standard_normal())
+        told = (replace(each, traced_ms=each.traced_ms + each.launches * more_ms) for each in trace.kernels)
+        return replace(trace, kernels=tuple(told))
+
+    traces = [watched(trace) for trace in networks(small, np.random.default_rng(1))]
+    adding_ms = [sum(WATCHING_MS * each.launches for each in trace.kernels) / trace.whole_ms for trace in traces]
+    assert np.median(adding_ms) > 0.5, "watching takes as long as the networks"
+    fit = fit_table(traces)
+    assert np.mean(errors(fit, small)) < 0.003
+    # A kernel takes the same in every network; what is left of watching makes it look as if it did not.
+    assert np.median([row.spread_ms / row.median_ms for row in fit.rows.values()]) < 0.06
+
+
 @pytest.mark.parametrize("what", ["whole", "kernels"])
 def test_a_disturbed_network_moves_nothing(known: dict[str, tuple[float, int]], what: str) -> None:
     traces = networks(known, np.random.default_rng(1), noise=0.01)

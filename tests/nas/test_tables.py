@@ -15,7 +15,7 @@ import yaml
 from hardware import board, kernel_fit, profiling
 from hardware.job_folder import load_jobs
 from hardware.profiled_table import read_table
-from hardware.profiling import Profile
+from hardware.profiling import ROUNDS, Profile
 from hardware.runtimes import RUNTIMES
 from hardware.targets import boards_folder, described_target, host_identity, load_target, table_path
 from nas import profile_command, tables
@@ -151,7 +151,7 @@ def test_a_profile_that_was_cut_off_goes_on_where_it_was(nas, device):
     assert nas(*HOST)[0] == DONE
     rest = device.timed[len(first) :]
     assert set(first) & set(rest) <= {"sentinel"}
-    assert len({*first, *rest}) == 1 + 3 * 6 + 22
+    assert len({*first, *rest}) == 1 + ROUNDS * 6 + 22
     code, out, _ = nas(*HOST, "--json")
     assert code == DONE
     assert device.timed[len(first) + len(rest) :] == [], "and when all is done nothing is run"

@@ -68,6 +68,10 @@ class KernelSums:
     tier: Tier = Tier.measured
     extrapolated_ms: float = 0.0
 
+    @property
+    def passing_bytes(self) -> int:
+        return passing_bytes(self.weight_bytes, self.moved_bytes)
+
     def __add__(self, other: "KernelSums") -> "KernelSums":
         return KernelSums(
             self.total_ms + other.total_ms,
@@ -77,6 +81,11 @@ class KernelSums:
             worst_tier((self.tier, other.tier)),
             self.extrapolated_ms + other.extrapolated_ms,
         )
+
+
+def passing_bytes(weight_bytes: int, moved_bytes: int) -> int:
+    """What passes through the caches in a run: each weight, and each value once, although it is written and read."""
+    return weight_bytes + moved_bytes // 2
 
 
 class LatencyModel(Protocol):

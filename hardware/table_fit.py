@@ -8,12 +8,13 @@ and weights are always in the cache. So kernels are timed where they stand, in w
 
 `watching` is what the runtime's own clock adds to each launch, `start` what a run costs that launches nothing. What is
 added differs a little from network to network, which decides about small ones, where watching takes longer than the
-kernels do: there the whole says how much it was. Weights
-and values that fit a cache together are read from it; the larger the network, the more of them come from further away.
-How much longer kernels take for it, the same kernel shows in small and in large networks: those that use a weight once
-wait for all of theirs, those that use it at a hundred positions hardly, so that each `reuse_class` grows in a way of
-its own with the weights of the whole network. Values cost more per megabyte the more of them are moved. What is left
-between whole networks and their sums is for `whole_fit`.
+kernels do: there the whole says how much it was.
+
+Weights and values that fit a cache together are read from it; the more of both pass through it in a run, the more of
+them come from further away. How much longer kernels take for it, the same kernel shows in small and in large networks:
+those that use a weight once wait for all of theirs, those that use it at a hundred positions hardly, so that each
+`reuse_class` grows in a way of its own with `passing_bytes`. Values cost more per megabyte the more of them are moved.
+What is left between whole networks and their sums is for `whole_fit`.
 """
 
 import math
@@ -28,12 +29,12 @@ import numpy.typing as npt
 
 from hardware.kernel_fit import FLOOR_MS
 from hardware.kernels import REUSE_CLASSES
-from hardware.latency_table import KernelSums
+from hardware.latency_table import KernelSums, passing_bytes
 from hardware.least_squares import nonnegative_least_squares
 from hardware.whole_fit import MEGABYTE, Learnt, NetworkFactor, kernel_factors, network_factor
 
-# Between these sizes of all weights, or of all that kernels read and write, the price of a megabyte may rise: caches of
-# small cores and of servers alike lie in between.
+# Between these sizes of all that passes, or of all that kernels read and write, the price of a megabyte may rise: the
+# caches of small cores and of servers alike lie in between.
 KNOTS_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 128.0)
 # A kernel seen in fewer networks says nothing of how it changes with them.
 FEWEST_SIGHTINGS = 3
@@ -86,6 +87,10 @@ class NetworkTrace:
     def moved_bytes(self) -> int:
         return sum(kernel.moved_bytes for kernel in self.kernels)
 
+    @property
+    def passing_bytes(self) -> int:
+        return passing_bytes(self.weight_bytes, self.moved_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -103,8 +108,9 @@ NO_STEPS = (0.0,) * (len(KNOTS_MB) - 1)
 class Overheads:
     """What a network takes beyond its kernels; the tuples hold a step for each stretch between KNOTS_MB.
 
-    growth has for each `reuse_class` the logarithm of the factor by which its kernels take longer the more weights the
-    network has; moved_ms_per_mb is what a megabyte that kernels read and write costs more the more is moved in all.
+    growth has for each `reuse_class` the logarithm of the factor by which its kernels take longer the more passes
+    through the caches in a run; moved_ms_per_mb is what a megabyte that kernels read and write costs more the more is
+    moved in all.
     """
 
     start_ms: float
@@ -116,12 +122,12 @@ class Overheads:
         """The part of a network's time that no kernel is asked for."""
         moved_mb = sums.moved_bytes / MEGABYTE
         by_moving = float(_steps(moved_mb) @ np.array(self.moved_ms_per_mb))
-        grown_ms = float((self.growth_factors(sums.weight_bytes) - 1) @ np.array(sums.by_reuse_ms))
+        grown_ms = float((self.growth_factors(sums.passing_bytes) - 1) @ np.array(sums.by_reuse_ms))
         return self.start_ms + moved_mb * by_moving + grown_ms
 
-    def growth_factors(self, weight_bytes: int) -> npt.NDArray[np.floating]:
-        """How many times as long kernels take, by `reuse_class`, in a network with so many bytes of weights."""
-        factors: npt.NDArray[np.floating] = np.exp(np.array(self.growth) @ _steps(weight_bytes / MEGABYTE))
+    def growth_factors(self, passing_bytes: int) -> npt.NDArray[np.floating]:
+        """How many times as long kernels take, by `reuse_class`, in a network of so many bytes that pass."""
+        factors: npt.NDArray[np.floating] = np.exp(np.array(self.growth) @ _steps(passing_bytes / MEGABYTE))
         return factors
 
 
@@ -157,7 +163,7 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
         for kernel in trace.kernels:
             networks[kernel.key].add(trace.name)
             own_ms = max(kernel.traced_ms - kernel.launches * added_ms, FLOOR_MS / 10)
-            seen[kernel.key].append(_Sighting(own_ms, kernel, trace.weight_bytes, trace.moved_bytes))
+            seen[kernel.key].append(_Sighting(own_ms, kernel, trace.passing_bytes, trace.moved_bytes))
     growth = tuple(
         _growth([each for each in seen.values() if each[0].kernel.reuse == reuse]) for reuse in range(REUSE_CLASSES)
     )
@@ -178,7 +184,7 @@ def fit_table(traces: Sequence[NetworkTrace]) -> TableFit:
 def _learnt(trace: NetworkTrace, kernel_ms: Mapping[str, float], overheads: Overheads) -> Learnt:
     sums = trace.sums(kernel_ms)
     overhead_ms = overheads.network_ms(sums)
-    longer = overheads.growth_factors(sums.weight_bytes)
+    longer = overheads.growth_factors(sums.passing_bytes)
     by_kernel_ms: dict[str, float] = defaultdict(float)
     for kernel in trace.kernels:
         by_kernel_ms[kernel.key] += kernel_ms[kernel.key] * float(longer[kernel.reuse])
@@ -187,16 +193,16 @@ def _learnt(trace: NetworkTrace, kernel_ms: Mapping[str, float], overheads: Over
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """A kernel in a network that has so many weights and moves so much in all."""
+    """A kernel in a network in which so much passes through the caches and is moved in all."""
 
     own_ms: float
     kernel: KernelTrace
-    network_weight_bytes: int
+    network_passing_bytes: int
     network_moved_bytes: int
 
     @property
-    def weight_steps(self) -> npt.NDArray[np.floating]:
-        return _steps(self.network_weight_bytes / MEGABYTE)
+    def passing_steps(self) -> npt.NDArray[np.floating]:
+        return _steps(self.network_passing_bytes / MEGABYTE)
 
     @property
     def moved_steps(self) -> npt.NDArray[np.floating]:
@@ -211,7 +217,7 @@ def _warm_ms(sighting: _Sighting, overheads: Overheads) -> float:
 
 
 def _ungrown_ms(sighting: _Sighting, overheads: Overheads) -> float:
-    growth = float(sighting.weight_steps @ np.array(overheads.growth[sighting.kernel.reuse]))
+    growth = float(sighting.passing_steps @ np.array(overheads.growth[sighting.kernel.reuse]))
     return sighting.own_ms * math.exp(-growth)
 
 
@@ -272,13 +278,13 @@ def _price_of_moving(kernels: Sequence[Sequence[_Sighting]], overheads: Overhead
 
 
 def _growth(kernels: Sequence[Sequence[_Sighting]]) -> tuple[float, ...]:
-    """By which factor kernels of one class take longer in networks with more weights, as steps of its logarithm."""
+    """By which factor kernels of one class take longer in networks in which more passes, as steps of its logarithm."""
     rows, goals = [], []
     for sightings in kernels:
         if len(sightings) < FEWEST_SIGHTINGS:
             continue
         logs = np.log([each.own_ms + FLOOR_MS for each in sightings])
-        steps = np.array([each.weight_steps for each in sightings])
+        steps = np.array([each.passing_steps for each in sightings])
         weight = math.exp(0.5 * float(np.median(logs)))
         rows.append((steps - steps.mean(axis=0)) * weight)
         goals.append((logs - logs.mean()) * weight)
@@ -306,4 +312,5 @@ def _interquartile(values: Sequence[float]) -> float:
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    # Of values next to each other rounding can put the upper quartile below the lower one.
     return max(upper - lower, 0.0)

@@ -62,12 +62,14 @@ class Wanted:
 
 
 @lru_cache(maxsize=4)
-def profile_of(space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAWN, checks: int = CHECKS) -> Profile:
-    """The networks to run for a space, always the same ones in the same order.
+def profile_of(
+    space: Space, rules: tuple[FusionRule, ...], *, drawn: int = DRAWN, checks: int = CHECKS, draw: str = "checks"
+) -> Profile:
+    """The networks to run for a space, always the same ones in the same order; another `draw` has other checks.
 
     The checks are drawn first and kept apart: nothing is learnt from a network that computes the same as one of them.
     """
-    held_out, rng = random.Random(f"checks {space.name}"), random.Random(f"profile {space.name}")
+    held_out, rng = random.Random(f"{draw} {space.name}"), random.Random(f"profile {space.name}")
     subjects: dict[str, Subject] = {}
     for index in range(drawn + checks):
         choose = random_choice(held_out if index < checks else rng)

@@ -1,6 +1,6 @@
 """How well tables of this machine foretell networks: held-out members of a space, and published networks.
 
-    python studies/latency_accuracy/run.py [--runtimes onnxruntime,mnn,ncnn] [--minutes 8,3,3] [--space edge-small]
+    python studies/latency_accuracy/run.py [--runtimes onnxruntime,mnn,ncnn] [--minutes 8,3,3] [--draw checks]
 
 For each runtime the table is measured as `nas profile` does it, with what was measured before, and its certificate is
 printed; then every published network that the runtime takes is predicted from the table and measured whole.
@@ -12,6 +12,7 @@ import platform
 import statistics
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from hardware.kernels import fuse
@@ -21,6 +22,7 @@ from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
 from hardware.targets import load_target
 from hardware.transports import Local
+from nas import tables
 from nas.certificates import measure_graph
 from nas.tables import Wanted, make
 from searchspace.network import deploy_graph
@@ -93,16 +95,19 @@ def main() -> None:
     parser.add_argument("--runtimes", default="onnxruntime,mnn,ncnn")
     parser.add_argument("--minutes", default="8,3,3", help="for each runtime")
     parser.add_argument("--space", default="edge-small")
+    parser.add_argument("--draw", default="checks", help="another word draws other networks to check with")
     options = parser.parse_args()
+    tables.profile_of = partial(tables.profile_of, draw=options.draw)
     runtimes = options.runtimes.split(",")
     minutes = dict(zip(runtimes, map(float, options.minutes.split(",")), strict=True))
-    tables = {runtime: profiled(runtime, options.space, minutes[runtime]) for runtime in runtimes}
+    found = {runtime: profiled(runtime, options.space, minutes[runtime]) for runtime in runtimes}
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for runtime, table in tables.items():
+    for runtime, table in found.items():
         print(certificate_row(table, options.space, minutes[runtime]))
     figures = {
-        "machine": {"cpu": tables[runtimes[0]].identity.cpu, "system": platform.platform()},
-        "certificates": {name: asdict_certificate(table, options.space) for name, table in tables.items()},
+        "draw": options.draw,
+        "machine": {"cpu": found[runtimes[0]].identity.cpu, "system": platform.platform()},
+        "certificates": {name: asdict_certificate(table, options.space) for name, table in found.items()},
         "published": {},
     }
     for runtime in runtimes:

@@ -193,9 +193,11 @@ class RayExecutor:
         errors = self._ray.exceptions
         deadly = (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError)
         while True:
-            ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=LOOK_AFTER_S)
+            # Workers go on for a while where Ray has ended, and the driver is ended a minute later.
+            why = self._ended()
+            ended = [] if why else self._ray.wait(list(self._running), num_returns=1, timeout=LOOK_AFTER_S)[0]
             if not ended:
-                if why := self.hopeless():
+                if why := why or self.hopeless():
                     handle = self._running.pop(next(iter(self._running)))
                     return Finished(handle, Failure(why, lasting=False))
                 continue
@@ -222,14 +224,20 @@ class RayExecutor:
     def hopeless(self) -> str | None:
         """Why nothing that is out will ever end, None where it may."""
         if self._sweeper is not None:
-            # Asking Ray whether it is there takes a minute where it is not, and then ends this process.
-            dead = self._ray._private.worker._global_node.dead_processes()
-            return f"Ray has ended ({dead[0][0]} is gone)" if dead else None
+            return self._ended()
         try:
             _check_share(self._ray.nodes(), self._share)
         except ConfigError as error:
             return str(error)
         return None
+
+    def _ended(self) -> str | None:
+        """Why the Ray that was started here is no more; None while it runs, and for one that was joined."""
+        if self._sweeper is None:
+            return None
+        # Asking Ray whether it is there takes a minute where it is not, and then ends this process.
+        dead = self._ray._private.worker._global_node.dead_processes()
+        return f"Ray has ended ({dead[0][0]} is gone)" if dead else None
 
     def _death(self, handle: int, error: Exception) -> Failure | None:
         """What becomes of a job whose worker is gone; None where it is to run again."""

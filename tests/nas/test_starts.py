@@ -61,7 +61,8 @@ def test_published_networks_are_parents(run_search, changed, monkeypatch, sample
 
     run_search(FormulaExecutor(answer=published_are_best), own_problem=changed(sampler=sampler, trials=40))
     trials = open_study(run_search.folder / "study", "study", None).get_trials(deepcopy=False)
-    assert {trial.system_attrs[generation] for trial in trials[:6]} == {0}
+    # The first, and where eight are out and six make a generation the second: that in which a result comes back.
+    assert {trial.system_attrs[generation] for trial in trials[:6]} <= {0, 1}
     alike = [
         sum(trial.params[f"stage{stage}.family"] == "rdp" for stage in (1, 2, 3, 4))
         for trial in trials

@@ -151,6 +151,9 @@ def test_a_study_is_watched_stopped_resumed_and_taken_home(tmp_path, browser):
 
         browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "home"))
         member = read_front(folder)["members"][0]["trial"]
+        # Long enough to be seen at work: ONNX alone is there before the page looks again.
+        for kind in ("torch", "mnn", "ncnn"):
+            browser.press(f"#format-{kind}")
         by_keyboard(browser, "export-front")
         browser.until("document.querySelector('#exporting')?.innerText.includes(' for 1 network')", "the export")
         by_keyboard(browser, "cancel")

@@ -64,21 +64,24 @@ class Kernel:
         )
 
 
-# Kernels are classed by how often they use each weight: up to so many times, or more.
+# Convolutions are classed by how often they use each weight, up to so many times or more: dense ones, then grouped
+# ones; the last class is of what has no weights.
 REUSE_EDGES = (1, 4, 9, 16, 36, 64, 150)
-REUSE_CLASSES = len(REUSE_EDGES) + 1
+DENSE_CLASSES = len(REUSE_EDGES) + 1
+REUSE_CLASSES = 2 * DENSE_CLASSES + 1
 
 
 def reuse_class(kernel: Kernel) -> int:
     """How often the kernel uses each of its weights, which is what decides whether it waits for them.
 
-    A dense convolution uses a weight once at each position of its result. Whatever else there is has few weights, if
-    any, and is of the last class.
+    A convolution uses a weight once at each position of its result; the others have few weights, if any. A depthwise
+    one computes less in the same time and so needs fewer of them at once: it waits, but not as long.
     """
     first, (_, _, shape) = kernel.ops[0], next(steps(kernel))
-    if not isinstance(first, Conv) or first.groups != 1:
-        return len(REUSE_EDGES)
-    return bisect_left(REUSE_EDGES, prod(shape[1:]))
+    if not isinstance(first, Conv):
+        return REUSE_CLASSES - 1
+    reuse = bisect_left(REUSE_EDGES, prod(shape[1:]))
+    return reuse if first.groups == 1 else DENSE_CLASSES + reuse
 
 
 def steps(kernel: Kernel) -> Iterator[tuple[Op, tuple[Shape, ...], Shape]]:

@@ -2,7 +2,7 @@
 
 Every kernel is timed inside networks of the space that will be searched, several hundred of them, drawn at random and
 put in an order in which each next one shows most of what was not seen before. Further networks, which the table never
-sees, are timed whole five times over; how well the table foretells those, and how far their own times lie apart, is
+sees, are timed whole nine times over; how well the table foretells those, and how far their own times lie apart, is
 its certificate.
 """
 
@@ -34,7 +34,7 @@ from hardware.strict_yaml import ConfigError
 from hardware.table_fit import NetworkTrace, fit_table
 
 # How often each network that checks the table is timed, with everything else in between.
-ROUNDS = 5
+ROUNDS = 9
 WORST = 5
 # Below this nothing can be learnt of overheads.
 FEWEST_NETWORKS = 12
@@ -138,15 +138,15 @@ class Bench:
 def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | None) -> dict[str, str]:
     """Writes the job folder of a profile; returns why some networks cannot be written, by their names.
 
-    The rounds of checks lie between parts of what is learnt from, so that they show how far the machine drifts
-    meanwhile; the last part is half of it, so that the rounds are through when a slower device runs out of time.
+    Each round of checks is followed by a part of what is learnt from, so that rounds show how far the machine drifts
+    meanwhile. A device that is slower than expected gets less far in its time: through fewer rounds and fewer parts.
     time_s None times every network.
 
     Raises:
         ConfigError: the runtime cannot run any of the networks.
     """
     count = len(profile.learning)
-    bounds = [0, *(count * number // (2 * (ROUNDS - 1)) for number in range(1, ROUNDS)), count]
+    bounds = [count * number // ROUNDS for number in range(ROUNDS + 1)]
     asked = [_Asked(SENTINEL, profile.checks[len(profile.checks) // 2])]
     for number in range(ROUNDS):
         asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]

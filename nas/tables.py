@@ -40,9 +40,9 @@ OnMeasured = Callable[[int, int, float], None]
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
 CHECKS = 100
-# What little time there is goes into learning: a check, which is timed three times, for so many networks.
+# What little time there is goes into learning: a check, which is timed nine times, for so many networks.
 FEWEST_CHECKS = 12
-NETWORKS_PER_CHECK = 12
+NETWORKS_PER_CHECK = 20
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
 EXPECTED_S = 0.25
 

@@ -2,9 +2,9 @@
 
     python studies/latency_accuracy/left_out.py [--runtime onnxruntime] [--folds 3]
 
-The checks of a certificate must choose nothing. So what the model is made of is decided on the other networks: a seventh
-of them is left out, the table is made from the rest, and the seventh is foretold; `--folds` says for how many sevenths.
-Nothing is timed; the profile is the one that is kept on this machine.
+The checks of a certificate must choose nothing. So what the model is made of is decided on the other networks: a
+seventh of them is left out, the table is made from the rest, and the seventh is foretold; `--folds` says for how many
+sevenths. Nothing is timed; the profile is the one that is kept on this machine.
 """
 
 import argparse

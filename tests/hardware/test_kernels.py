@@ -3,7 +3,7 @@
 import pytest
 
 from hardware.graph import GraphBuilder
-from hardware.kernels import REUSE_EDGES, fuse, reuse_class
+from hardware.kernels import DENSE_CLASSES, REUSE_CLASSES, REUSE_EDGES, fuse, reuse_class
 from hardware.ops import (
     Activation,
     Add,
@@ -120,8 +120,12 @@ def test_a_convolution_uses_a_weight_once_for_each_position_of_its_result(shape,
     assert below < uses <= above
 
 
-def test_what_is_no_dense_convolution_has_few_weights_to_wait_for():
-    graph = GraphBuilder((4, 1, 1))
-    x = graph.add("depthwise", Conv(4, (1, 1), 1, (0, 0), groups=4), graph.input)
-    graph.add("pool", GlobalPool(), x)
-    assert {reuse_class(kernel) for kernel in fuse(graph.build(), RULES)} == {len(REUSE_EDGES)}
+def test_grouped_convolutions_have_classes_of_their_own_and_what_has_no_weights_another():
+    graph = GraphBuilder((4, 3, 3))
+    dense = graph.add("dense", Conv(4, (1, 1), 1, (0, 0)), graph.input)
+    depthwise = graph.add("depthwise", Conv(4, (3, 3), 1, (1, 1), groups=4), dense)
+    graph.add("pool", GlobalPool(), depthwise)
+    found = [reuse_class(kernel) for kernel in fuse(graph.build(), RULES)]
+    # Nine positions each.
+    assert found == [REUSE_EDGES.index(9), DENSE_CLASSES + REUSE_EDGES.index(9), REUSE_CLASSES - 1]
+    assert REUSE_CLASSES - 1 == 2 * DENSE_CLASSES

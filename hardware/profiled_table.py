@@ -82,8 +82,9 @@ class Miss(BaseModel):
 class Certificate(BaseModel):
     """How well whole networks that the fit had not seen were foretold.
 
-    low_ratio and high_ratio are the 2.5 % and the 97.5 % quantile of measured over predicted. The noise is how far two
-    measurements of the same network lie apart: no table can do better than that.
+    What is foretold is the time on a machine that is left alone. low_ratio and high_ratio are for what is measured on
+    the machine as it is: the 2.5 % and the 97.5 % quantile of one timing's median over what was predicted. The noise is
+    how far two measurements of the same network lie apart: no table can do better than that.
     """
 
     model_config = _STRICT

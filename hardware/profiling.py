@@ -227,11 +227,13 @@ class Times:
     """What was timed, as it would be on a machine that nothing else disturbs.
 
     whole_ms is by job: the 10 % quantile of its runs, since what disturbs a machine only ever adds, divided by how slow
-    the machine was as a whole. traced_ms is by job as well, each operator in the order of running.
+    the machine was as a whole. traced_ms is by job as well, each operator in the order of running. disturbed_ms is the
+    median of a job's runs as it was found, which is what somebody sees who times a network once.
     """
 
     whole_ms: Mapping[str, float]
     traced_ms: Mapping[str, Sequence[tuple[str, float]]]
+    disturbed_ms: Mapping[str, float]
 
 
 def undisturbed(profile: Profile, results: JobResults) -> Times:
@@ -244,6 +246,7 @@ def undisturbed(profile: Profile, results: JobResults) -> Times:
             for job, timing in results.timings.items()
             if timing.traced is not None
         },
+        {job: timing.median_ms for job, timing in results.timings.items()},
     )
 
 
@@ -265,33 +268,26 @@ def learnt(profile: Profile, times: Times, *, apart: Collection[str] = ()) -> li
     return traces
 
 
-def checked(profile: Profile, times: Times) -> dict[str, list[float]]:
-    """Of each check that was timed, its times in ms."""
-    found = {
-        subject.name: [times.whole_ms[job] for job in _rounds(subject) if job in times.whole_ms]
-        for subject in profile.checks
-    }
-    return {name: times_ms for name, times_ms in found.items() if times_ms}
-
-
-def certify(profile: Profile, model: ProfiledModel, times_ms: Mapping[str, Sequence[float]]) -> Certificate | None:
+def certify(profile: Profile, model: ProfiledModel, times: Times) -> Certificate | None:
     """How well the model foretells networks that it has not seen; None where none was timed.
 
     Networks with kernels of which it knows nothing do not count, see `not_foretold`.
     """
-    misses = []
+    misses, apart, ratios = [], [], []
     for subject in profile.checks:
-        if subject.name in times_ms and not _unknown_kernels(model, subject.graph, profile.rules):
-            measured_ms = statistics.median(times_ms[subject.name])
+        timed = [job for job in _rounds(subject) if job in times.whole_ms]
+        if len(timed) > 1:
+            apart.append(abs(times.whole_ms[timed[-1]] / times.whole_ms[timed[0]] - 1))
+        if timed and not _unknown_kernels(model, subject.graph, profile.rules):
+            measured_ms = statistics.median(times.whole_ms[job] for job in timed)
             predicted_ms = predict_ms(model, subject.graph, profile.rules)
             misses.append(Miss(network=subject.name, measured_ms=measured_ms, predicted_ms=predicted_ms))
+            ratios += [times.disturbed_ms[job] / predicted_ms for job in timed]
     if not misses:
         return None
     measured = np.array([miss.measured_ms for miss in misses])
     predicted = np.array([miss.predicted_ms for miss in misses])
     errors = np.abs(predicted / measured - 1)
-    apart = np.array([times[-1] / times[0] - 1 for times in times_ms.values() if len(times) > 1])
-    ratios = measured / predicted
     return Certificate(
         networks=len(misses),
         mape_percent=_percent(errors),
@@ -302,8 +298,8 @@ def certify(profile: Profile, model: ProfiledModel, times_ms: Mapping[str, Seque
         high_ratio=float(np.quantile(ratios, 0.975)),
         fastest_ms=float(predicted.min()),
         slowest_ms=float(predicted.max()),
-        noise_percent=_percent(np.abs(apart)) if len(apart) else 0.0,
-        noise_within_5_percent=_percent(np.abs(apart) <= 0.05) if len(apart) else 0.0,
+        noise_percent=_percent(np.array(apart)) if apart else 0.0,
+        noise_within_5_percent=_percent(np.array(apart) <= 0.05) if apart else 0.0,
         worst=tuple(misses[index] for index in np.argsort(-errors)[:WORST]),
     )
 
@@ -371,7 +367,7 @@ def make_table(
     certificates = {}
     for space, (profile, _) in profiles.items():
         refused |= not_foretold(profile, model)
-        if (certificate := certify(profile, model, checked(profile, times[space]))) is not None:
+        if (certificate := certify(profile, model, times[space])) is not None:
             certificates[space] = certificate
     return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused})
 

@@ -102,11 +102,13 @@ def _as_json(table: ProfiledTable) -> dict[str, object]:
 
 def _print(table: ProfiledTable, space: str) -> None:
     conditions = table.conditions
+    disturbed = conditions["networks_traced"] - table.fit.networks
+    without = f", without {disturbed} that were disturbed" if disturbed else ""
     print(f"table     {table.name}")
     print(f"device    {table.identity.cpu}, {table.identity.cores} cores; {table.identity.device}")
     print(
-        f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks of "
-        f"{conditions['networks_traced']}, the others were disturbed; further kernels are fitted to them"
+        f"learnt    {len(table.fit.rows)} kernels inside {table.fit.networks} networks{without}; further kernels are "
+        "fitted to them"
     )
     print(
         f"quality   {conditions['models_timed']} timings, {conditions['disturbed_in_every_attempt']} disturbed each "
@@ -135,8 +137,8 @@ def _print_certificate(certificate: Certificate, space: str) -> None:
         f"{certificate.noise_within_5_percent:.0f} % within 5 %"
     )
     print(
-        f"interval  measured is {certificate.low_ratio:.2f} to {certificate.high_ratio:.2f} of what is predicted, "
-        "for 95 of 100 networks; searches hold the upper end to the budget"
+        f"interval  95 of 100 timings take {certificate.low_ratio:.2f} to {certificate.high_ratio:.2f} of what is "
+        "predicted, disturbances and all; searches hold the upper end to the budget"
     )
     rows = (
         [

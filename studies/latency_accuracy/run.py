@@ -1,6 +1,6 @@
 """How well tables of this machine foretell networks: held-out members of a space, and published networks.
 
-    python studies/latency_accuracy/run.py [--runtimes onnxruntime,mnn,ncnn] [--minutes 8,3,3] [--draw checks]
+    python studies/latency_accuracy/run.py [--runtimes onnxruntime,mnn,ncnn] [--minutes 12,6,6] [--draw checks]
 
 For each runtime the table is measured as `nas profile` does it, with what was measured before, and its certificate is
 printed; then every published network that the runtime takes is predicted from the table and measured whole.
@@ -93,7 +93,7 @@ def main() -> None:
     """Measures and prints tables in Markdown; the figures go into figures.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runtimes", default="onnxruntime,mnn,ncnn")
-    parser.add_argument("--minutes", default="8,3,3", help="for each runtime")
+    parser.add_argument("--minutes", default="12,6,6", help="for each runtime")
     parser.add_argument("--space", default="edge-small")
     parser.add_argument("--draw", default="checks", help="another word draws other networks to check with")
     options = parser.parse_args()

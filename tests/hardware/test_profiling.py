@@ -19,6 +19,7 @@ from hardware.profiling import (
     Bench,
     Profile,
     Subject,
+    Times,
     by_importance,
     certify,
     in_learning_order,
@@ -213,7 +214,10 @@ def test_a_certificate_by_hand() -> None:
         rows |= {first.key: Row(number - 0.25, 0.0, 1), pool.key: Row(0.25, 0.0, 1)}
     table = replace(empty_table(IDENTITY), fit=TableFit(rows, Overheads(0.5, 0.0)))
     times = {"n4": [1.5, 1.5, 1.53], "n8": [2.6, 2.5, 2.4], "n16": [3.15], "n24": [4.0, 5.0, 4.8]}
-    found = certify(Profile((), checks, RULES), ProfiledModel(table), times)
+    whole_ms = {f"c{number}-{name}": ms for name, every in times.items() for number, ms in enumerate(every, 1)}
+    # As it was found, each timing took a tenth longer.
+    disturbed_ms = {job: 1.1 * ms for job, ms in whole_ms.items()}
+    found = certify(Profile((), checks, RULES), ProfiledModel(table), Times(whole_ms, {}, disturbed_ms))
     assert found is not None
     # Medians 1.5, 2.5, 3.15, 4.8 against 1.5, 2.5, 3.5, 4.5 ms.
     assert found.networks == 4
@@ -223,16 +227,17 @@ def test_a_certificate_by_hand() -> None:
     assert [miss.network for miss in found.worst[:2]] == ["n16", "n24"]
     assert (found.worst[0].measured_ms, found.worst[0].predicted_ms) == (3.15, pytest.approx(3.5))
     assert (found.fastest_ms, found.slowest_ms) == (pytest.approx(1.5), pytest.approx(4.5))
-    # Of 0.9, 1, 1 and 16/15, 0.075 of the way behind the first, and before the last.
-    assert found.low_ratio == pytest.approx(0.9 + 0.075 * 0.1)
-    assert found.high_ratio == pytest.approx(16 / 15 - 0.075 / 15)
+    # Of ten timings, 8/9, 0.9, ..., 16/15, 10/9 of what was predicted, 0.225 of the way behind the first and before the
+    # last; a tenth longer.
+    assert found.low_ratio == pytest.approx(1.1 * (8 / 9 + 0.225 * (0.9 - 8 / 9)))
+    assert found.high_ratio == pytest.approx(1.1 * (10 / 9 - 0.225 * (10 / 9 - 16 / 15)))
     # The last of a network's times against the first: 2 %, 7.7 % and 20 % apart.
     assert found.noise_percent == pytest.approx((2 + 100 / 13 + 20) / 3)
     assert found.noise_within_5_percent == pytest.approx(100 / 3)
 
 
 def test_without_a_check_there_is_no_certificate() -> None:
-    assert certify(Profile((), tuple(subjects(3)), RULES), ProfiledModel(empty_table(IDENTITY)), {}) is None
+    assert certify(Profile((), tuple(subjects(3)), RULES), ProfiledModel(empty_table(IDENTITY)), Times({}, {}, {})) is None
 
 
 # The table

@@ -1,9 +1,10 @@
 """Makes tables of devices: networks of a space, run where the device is, and what they say of every kernel."""
 
+import itertools
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -46,8 +47,11 @@ NETWORKS_PER_CHECK = 20
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
 EXPECTED_S = 0.25
 
-# Kernels of the first and the last block depend on what the data ask of a network; grey and colour are both drawn.
+# Kernels of the first and the last block depend on what the data ask of a network. Grey and colour are both drawn, most
+# networks with ten classes and one in so many with another number, so that any number can be foretold.
 TASKS = (Task(1, 10), Task(3, 10))
+OTHER_CLASSES = (2, 1000, 5, 100, 20, 200, 50, 500)
+OTHERS_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,29 @@ def profile_of(
         spec = member(space, choose, TASKS[index % len(TASKS)])
         subjects.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
     every = list(subjects.values())
-    return Profile(in_learning_order(every[checks:], rules), every[:checks], rules)
+    learning = in_learning_order(every[checks:], rules)
+    others = _of_other_classes(space, len(learning) // OTHERS_EVERY)
+    return Profile(list(_woven(learning, others)), every[:checks], rules)
+
+
+def _of_other_classes(space: Space, count: int) -> list[Subject]:
+    """Members of the space for data of fewer and of more classes, each once."""
+    rng = random.Random(f"classes {space.name}")
+    found: dict[str, Subject] = {}
+    for index in range(count):
+        classes = OTHER_CLASSES[index % len(OTHER_CLASSES)]
+        spec = member(space, random_choice(rng), Task(TASKS[index % len(TASKS)].channels, classes))
+        found.setdefault(deploy_id(spec), Subject(deploy_id(spec), deploy_graph(spec)))
+    return list(found.values())
+
+
+def _woven(most: Sequence[Subject], others: Sequence[Subject]) -> Iterator[Subject]:
+    """One of the others behind every so many of the most."""
+    left = iter(others)
+    for number, subject in enumerate(most, 1):
+        yield subject
+        if number % OTHERS_EVERY == 0:
+            yield from itertools.islice(left, 1)
 
 
 def make(wanted: Wanted, transport: Transport, on_progress: OnMeasured) -> ProfiledTable:

@@ -2,8 +2,9 @@
 
     python studies/latency_accuracy/run.py [--runtimes onnxruntime,mnn,ncnn] [--minutes 12,6,6] [--draw checks]
 
-For each runtime the table is measured as `nas profile` does it, with what was measured before, and its certificate is
-printed; then every published network that the runtime takes is predicted from the table and measured whole.
+For each runtime the table is measured as `nas profile` does it, with what was measured before, and its certificates are
+printed, one for each space that was ever profiled; then every published network that the runtime takes is predicted
+from the table and measured whole. With 0 minutes nothing is added to the table.
 """
 
 import argparse
@@ -12,24 +13,25 @@ import platform
 import statistics
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
-from hardware.kernels import fuse
+from hardware.kernels import FusionRule, fuse
 from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.profiled_table import ProfiledTable
+from hardware.profiling import Profile
 from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
-from hardware.targets import load_target
+from hardware.targets import described_target, load_target
 from hardware.transports import Local
 from nas import tables
 from nas.certificates import measure_graph
-from nas.tables import Wanted, make
+from nas.tables import Wanted, make, tabulate
 from searchspace.network import deploy_graph
 from searchspace.references import reference, reference_names
+from searchspace.space import Space
 
 COLUMNS = (
-    *("runtime", "time", "kernels in networks", "checks", "MAPE", "within 5 %", "within 10 %", "Spearman"),
+    *("runtime", "space", "kernels in networks", "checks", "MAPE", "within 5 %", "within 10 %", "Spearman"),
     "noise, within 5 %",
 )
 
@@ -40,17 +42,20 @@ def profiled(runtime: str, space: str, minutes: float) -> ProfiledTable:
     def tell(done: int, total: int, left_s: float) -> None:
         print(f"\r{runtime}: {done} of at most {total}, {left_s:.0f} s left ", end="", file=sys.stderr, flush=True)
 
-    table = make(Wanted("host", space, runtime, 1, 60 * minutes), Local(), tell)
+    wanted = Wanted("host", space, runtime, 1, 60 * minutes)
+    if not minutes:
+        return tabulate(wanted, described_target("host", runtime), {})
+    table = make(wanted, Local(), tell)
     print(file=sys.stderr)
     return table
 
 
-def certificate_row(table: ProfiledTable, space: str, minutes: float) -> str:
+def certificate_row(table: ProfiledTable, space: str) -> str:
     """One line of the first table."""
     found = table.certificates[space]
     cells = (
         f"{table.identity.runtime} {table.identity.runtime_version}",
-        f"{minutes:g} min",
+        space,
         f"{len(table.fit.rows)} in {table.fit.networks}",
         f"{found.networks}",
         f"{found.mape_percent:.1f} %",
@@ -95,19 +100,25 @@ def main() -> None:
     parser.add_argument("--runtimes", default="onnxruntime,mnn,ncnn")
     parser.add_argument("--minutes", default="12,6,6", help="for each runtime")
     parser.add_argument("--space", default="edge-small")
-    parser.add_argument("--draw", default="checks", help="another word draws other networks to check with")
+    parser.add_argument("--draw", default="checks", help="another word draws other networks to check the space with")
     options = parser.parse_args()
-    tables.profile_of = partial(tables.profile_of, draw=options.draw)
+    usual = tables.profile_of
+
+    def drawn_otherwise(space: Space, rules: tuple[FusionRule, ...]) -> Profile:
+        return usual(space, rules, draw=options.draw if space.name == options.space else "checks")
+
+    tables.profile_of = drawn_otherwise
     runtimes = options.runtimes.split(",")
     minutes = dict(zip(runtimes, map(float, options.minutes.split(",")), strict=True))
     found = {runtime: profiled(runtime, options.space, minutes[runtime]) for runtime in runtimes}
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for runtime, table in found.items():
-        print(certificate_row(table, options.space, minutes[runtime]))
+    for table in found.values():
+        for space in table.certificates:
+            print(certificate_row(table, space))
     figures = {
         "draw": options.draw,
         "machine": {"cpu": found[runtimes[0]].identity.cpu, "system": platform.platform()},
-        "certificates": {name: asdict_certificate(table, options.space) for name, table in found.items()},
+        "certificates": {name: certificates(table) for name, table in found.items()},
         "published": {},
     }
     for runtime in runtimes:
@@ -129,12 +140,10 @@ def main() -> None:
     Path(__file__).with_name("figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def asdict_certificate(table: ProfiledTable, space: str) -> dict[str, object]:
-    """The certificate with the overheads that were found, for JSON."""
-    return table.certificates[space].model_dump() | {
-        "overheads": asdict(table.fit.overheads),
-        "conditions": dict(table.conditions),
-    }
+def certificates(table: ProfiledTable) -> dict[str, object]:
+    """The certificates by space with the overheads that were found, for JSON."""
+    by_space: dict[str, object] = {space: found.model_dump() for space, found in table.certificates.items()}
+    return by_space | {"overheads": asdict(table.fit.overheads), "conditions": dict(table.conditions)}
 
 
 if __name__ == "__main__":

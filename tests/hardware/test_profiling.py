@@ -237,7 +237,8 @@ def test_a_certificate_by_hand() -> None:
 
 
 def test_without_a_check_there_is_no_certificate() -> None:
-    assert certify(Profile((), tuple(subjects(3)), RULES), ProfiledModel(empty_table(IDENTITY)), Times({}, {}, {})) is None
+    nothing = Times({}, {}, {})
+    assert certify(Profile((), tuple(subjects(3)), RULES), ProfiledModel(empty_table(IDENTITY)), nothing) is None
 
 
 # The table

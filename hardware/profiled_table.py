@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -135,11 +135,16 @@ class FactorHeader(BaseModel):
         return self
 
 
+# Of what a file says and how. Goes up whenever files from before can no longer be read, or mean something else.
+FORMAT: Final = 2
+
+
 class TableHeader(BaseModel):
     """What stands above the rows."""
 
     model_config = _STRICT
 
+    format: Literal[2] = FORMAT
     identity: TableIdentity
     measured_on: str
     networks: Annotated[int, Field(ge=0)]
@@ -206,10 +211,11 @@ def read_table(path: Path, identity: TableIdentity | None = None) -> ProfiledTab
         raise ConfigError(f"{path}: a readable table is needed, got {error}; check the path") from error
     lines = text.splitlines(keepends=True)
     commented = [line[2:] for line in lines if line.startswith("# ")]
+    _check_format(commented[0] if commented else "", path)
     header = parse_yaml("".join(commented), TableHeader, name=str(path))
     if identity is not None and header.identity != identity:
         raise ConfigError(
-            f"{path}:1: identity: {_difference(header.identity, identity)}; measure a table of its own with nas profile"
+            f"{path}:2: identity: {_difference(header.identity, identity)}; measure a table of its own with nas profile"
         )
     rows = _parse_rows("".join(lines[len(commented) :]), path, first_line=len(commented) + 1)
     overheads = Overheads(**header.overheads.model_dump())
@@ -325,6 +331,17 @@ def _body(rows: Mapping[str, Row]) -> str:
     writer.writerow(_COLUMNS)
     writer.writerows((key, repr(row.median_ms), repr(row.spread_ms), row.networks) for key, row in rows.items())
     return text.getvalue()
+
+
+def _check_format(first_line: str, path: Path) -> None:
+    """Tables of another version get one sentence that says so, and not all that is different in them."""
+    name, _, number = first_line.strip().partition(": ")
+    if name == "identity:" or (name == "format" and number != str(FORMAT)):
+        found = number or "none"
+        raise ConfigError(
+            f"{path}:1: format: must be {FORMAT}, got {found}; another version wrote this table: run nas profile again, "
+            "what was timed is kept and used"
+        )
 
 
 def _difference(found: TableIdentity, wanted: TableIdentity) -> str:

@@ -162,9 +162,9 @@ def _edit(path: Path, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("#   unit: ms\n", "", ":1: identity.unit: a value is required, got none"),
-        ("unit: ms", "unit: s", ":10: identity.unit: "),
-        ("#   cores: 4", "#   cores: 4\n#   core: 5", ":6: identity.core: unknown key; did you mean 'cores'?"),
+        ("#   unit: ms\n", "", ":2: identity.unit: a value is required, got none"),
+        ("unit: ms", "unit: s", ":11: identity.unit: "),
+        ("#   cores: 4", "#   cores: 4\n#   core: 5", ":7: identity.core: unknown key; did you mean 'cores'?"),
         (",0.5,", ",-0.5,", "conv(8x4x5,8x4x5>8 k3x3 s1 p1x1 g1)+add: median_ms must be above 0"),
         (",0.5,", ",nan,", "conv(8x4x5,8x4x5>8 k3x3 s1 p1x1 g1)+add: median_ms must be above 0"),
         (",0.5,", ",900000,", "median_ms must be above 0 and at most 60000, got 900000.0"),
@@ -178,9 +178,15 @@ def _edit(path: Path, old: str, new: str) -> str:
         (",0.5,", ",", ": a row must have 4 cells, got 3"),
         ("key,median_ms", "key,median", ": the columns must be key, median_ms, spread_ms, networks"),
         (
+            "# format: 2\n",
+            "",
+            ":1: format: must be 2, got none; another version wrote this table: run nas profile again",
+        ),
+        ("# format: 2\n", "# format: 3\n", ":1: format: must be 2, got 3; another version wrote this table"),
+        (
             "threads: 1",
             "threads: 2",
-            ":1: identity: a table serves one identity only; threads is 2 in the file and 1 here",
+            ":2: identity: a table serves one identity only; threads is 2 in the file and 1 here",
         ),
         (
             "runtime_version: 1.23.0",

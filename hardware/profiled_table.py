@@ -339,8 +339,8 @@ def _check_format(first_line: str, path: Path) -> None:
     if name == "identity:" or (name == "format" and number != str(FORMAT)):
         found = number or "none"
         raise ConfigError(
-            f"{path}:1: format: must be {FORMAT}, got {found}; another version wrote this table: run nas profile again, "
-            "what was timed is kept and used"
+            f"{path}:1: format: must be {FORMAT}, got {found}; another version wrote this table: run nas profile "
+            "again, what was timed is kept and used"
         )
 
 

@@ -125,14 +125,23 @@ def load_jobs(folder: Path) -> JobList:
     Raises:
         ConfigError: the folder has no jobs.json, it breaks a rule, or a model is missing.
     """
+    jobs = read_jobs(folder)
+    _check_models(folder, jobs)
+    return jobs
+
+
+def read_jobs(folder: Path) -> JobList:
+    """What the folder asks for, whether its models are there or not.
+
+    Raises:
+        ConfigError: the folder has no jobs.json, or it breaks a rule.
+    """
     path = folder / JOBS
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: a readable file is needed, got {error}; check the path") from error
-    jobs = parse_json(text, JobList, name=f"{path}:1")
-    _check_models(folder, jobs)
-    return jobs
+    return parse_json(text, JobList, name=f"{path}:1")
 
 
 def parse_json(text: bytes, model: type[Model], *, name: str) -> Model:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hardware.kernel_fit import KernelFit
 from hardware.kernels import REUSE_CLASSES, Kernel
 from hardware.latency_table import (
+    NEGLIGIBLE_SHARE,
     KernelLatency,
     KernelSums,
     Latency,
@@ -83,8 +84,8 @@ class Certificate(BaseModel):
     """How well whole networks that the fit had not seen were foretold.
 
     What is foretold is the time on a machine that is left alone. low_ratio and high_ratio are for what is measured on
-    the machine as it is: the 2.5 % and the 97.5 % quantile of one timing's median over what was predicted. The noise is
-    how far two measurements of the same network lie apart: no table can do better than that.
+    the machine as it is: between them lie 95 of 100 medians of single timings, over what was predicted, of those that
+    the sentinel found undisturbed. The noise is how far two such timings of the same network lie apart.
     """
 
     model_config = _STRICT
@@ -286,7 +287,8 @@ class ProfiledModel:
         checked = self.certificate
         if checked is not None:
             ratios = (checked.low_ratio, checked.high_ratio)
-            if checked.fastest_ms <= value_ms <= checked.slowest_ms:
+            known = sums.extrapolated_ms <= NEGLIGIBLE_SHARE * sums.total_ms
+            if known and checked.fastest_ms <= value_ms <= checked.slowest_ms:
                 tier = Tier.calibrated
             else:
                 ratios = min(UNCHECKED_RATIOS[0], ratios[0]), max(UNCHECKED_RATIOS[1], ratios[1])

@@ -2,8 +2,8 @@
 
 Every kernel is timed inside networks of the space that will be searched, several hundred of them, drawn at random and
 put in an order in which each next one shows most of what was not seen before. Further networks, which the table never
-sees, are timed whole nine times over; how well the table foretells those, and how far their own times lie apart, is
-its certificate.
+sees, are timed whole, up to nine times over; how well the table foretells those, and how far their own times lie
+apart, is its certificate.
 """
 
 import heapq
@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from hardware.attribution import OperatorTime, attributed
+from hardware.attribution import OperatorTime, UnknownOperator, attributed
+from hardware.board import JOBS
 from hardware.cost import node_macs
 from hardware.drift import slowness
 from hardware.graph import DeployGraph
 from hardware.isolated import Failed
-from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, write_jobs
+from hardware.job_folder import SUFFIXES, Job, JobInput, JobList, JobProtocol, Runtime, read_jobs, write_jobs
 from hardware.job_results import JobResults
 from hardware.kernel_fit import KernelFit
 from hardware.kernels import FusionRule, fuse, fused_chains, moved_elements
@@ -40,6 +41,8 @@ WORST = 5
 FEWEST_NETWORKS = 12
 # The network that shows whether anything disturbs the machine.
 SENTINEL = "sentinel"
+# It is one of so many first checks, which every profile has.
+SENTINEL_AMONG = 12
 
 # What the first and the last value of a network are called in the files of a runtime.
 ENDS: Mapping[str, tuple[str, str]] = {
@@ -147,12 +150,22 @@ def prepare(profile: Profile, folder: Path, bench: Bench, *, time_s: float | Non
     """
     count = len(profile.learning)
     bounds = [count * number // ROUNDS for number in range(ROUNDS + 1)]
-    asked = [_Asked(SENTINEL, profile.checks[len(profile.checks) // 2])]
+    asked = [_Asked(SENTINEL, _sentinel(profile, folder))]
     for number in range(ROUNDS):
         asked += [_Asked(f"c{number + 1}-{subject.name}", subject) for subject in profile.checks]
         learning = profile.learning[bounds[number] : bounds[number + 1]]
         asked += [_Asked(f"l-{subject.name}", subject, is_traced=True) for subject in learning]
     return _write_folder(folder, asked, bench, time_s)
+
+
+def _sentinel(profile: Profile, folder: Path) -> Subject:
+    """The network that is timed in between: the one that it was before, however many networks are asked for now."""
+    if (folder / JOBS).exists():
+        (before,) = {job.file for job in read_jobs(folder).jobs if job.id == SENTINEL}
+        for subject in (*profile.checks, *profile.learning):
+            if subject.name == Path(before).stem:
+                return subject
+    return profile.checks[min(len(profile.checks), SENTINEL_AMONG) // 2]
 
 
 def possible_jobs(profile: Profile) -> set[str]:
@@ -255,17 +268,24 @@ def _rounds(check: Subject) -> list[str]:
     return [f"c{number}-{check.name}" for number in range(1, ROUNDS + 1)]
 
 
-def learnt(profile: Profile, times: Times, *, apart: Collection[str] = ()) -> list[NetworkTrace]:
-    """What the times say of the networks to learn from, but for those that are to be kept apart."""
-    traces = []
+def learnt(profile: Profile, times: Times, *, apart: Collection[str] = ()) -> tuple[list[NetworkTrace], dict[str, str]]:
+    """What the times say of the networks to learn from, but for those that are to be kept apart.
+
+    Also why nothing can be learnt from some, by their names.
+    """
+    traces, refused = [], {}
     for subject in profile.learning:
         job = f"l-{subject.name}"
         if subject.name in apart or job not in times.traced_ms:
             continue
         operators = [OperatorTime(name, time_ms) for name, time_ms in times.traced_ms[job]]
-        kernels = attributed(subject.graph, profile.rules, operators)
+        try:
+            kernels = attributed(subject.graph, profile.rules, operators)
+        except UnknownOperator as error:
+            refused[subject.name] = str(error)
+            continue
         traces.append(NetworkTrace(subject.name, times.whole_ms[job], kernels))
-    return traces
+    return traces, refused
 
 
 def certify(profile: Profile, model: ProfiledModel, times: Times) -> Certificate | None:
@@ -288,14 +308,16 @@ def certify(profile: Profile, model: ProfiledModel, times: Times) -> Certificate
     measured = np.array([miss.measured_ms for miss in misses])
     predicted = np.array([miss.predicted_ms for miss in misses])
     errors = np.abs(predicted / measured - 1)
+    # Of n networks and one more, which is the one to come, 2.5 % lie above.
+    inside = min(1.0, 0.975 * (len(misses) + 1) / len(misses))
     return Certificate(
         networks=len(misses),
         mape_percent=_percent(errors),
         within_5_percent=_percent(errors <= 0.05),
         within_10_percent=_percent(errors <= 0.1),
         spearman=spearman(measured.tolist(), predicted.tolist()) or 0.0,
-        low_ratio=float(np.quantile(ratios, 0.025)),
-        high_ratio=float(np.quantile(ratios, 0.975)),
+        low_ratio=float(np.quantile(ratios, 1 - inside)),
+        high_ratio=float(np.quantile(ratios, inside)),
         fastest_ms=float(predicted.min()),
         slowest_ms=float(predicted.max()),
         noise_percent=_percent(np.array(apart)) if apart else 0.0,
@@ -344,10 +366,20 @@ def make_table(
     # Spaces overlap: what checks the table in one of them must not be learnt from in another.
     apart = {check.name for profile, _ in profiles.values() for check in profile.checks}
     times = {space: undisturbed(profile, results) for space, (profile, results) in profiles.items()}
-    traces = [trace for space, (profile, _) in profiles.items() for trace in learnt(profile, times[space], apart=apart)]
+    traces: list[NetworkTrace] = []
+    unclear: dict[str, str] = {}
+    for space, (profile, _) in profiles.items():
+        found, reasons = learnt(profile, times[space], apart=apart)
+        traces += found
+        unclear |= reasons
     if len(traces) < FEWEST_NETWORKS:
-        _refuse(len(traces), profiles)
+        _refuse(len(traces), profiles, unclear)
     fit = fit_table(traces)
+    if fit.networks < FEWEST_NETWORKS:
+        raise ConfigError(
+            f"at least {FEWEST_NETWORKS} networks must be left alone while they are timed, got {fit.networks} of "
+            f"{len(traces)}: their parts do not add up to the whole; give it more --time on a machine with less to do"
+        )
     scales = KernelFit({key: row.median_ms for key, row in fit.rows.items()}).scales
     refused = {
         job.partition("-")[2] or job: reason
@@ -369,12 +401,14 @@ def make_table(
         refused |= not_foretold(profile, model)
         if (certificate := certify(profile, model, times[space])) is not None:
             certificates[space] = certificate
-    return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused})
+    return replace(table, certificates=certificates, cannot_run={**cannot_run, **refused, **unclear})
 
 
-def _refuse(count: int, profiles: Mapping[str, tuple[Profile, JobResults]]) -> NoReturn:
+def _refuse(count: int, profiles: Mapping[str, tuple[Profile, JobResults]], unclear: Mapping[str, str]) -> NoReturn:
     advice = "give it more --time"
-    if sum(len(profile.learning) for profile, _ in profiles.values()) < FEWEST_NETWORKS:
+    if unclear:
+        advice = f"{len(unclear)} say nothing of their kernels ({next(iter(unclear.values()))})"
+    elif sum(len(profile.learning) for profile, _ in profiles.values()) < FEWEST_NETWORKS:
         advice = (
             f"{', '.join(profiles)} has no more, so measure a larger space as well, such as edge-small: one table of a "
             "device serves all spaces"

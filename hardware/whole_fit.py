@@ -7,8 +7,8 @@ network that was learnt from, is taken for a Gaussian process of two parts, each
     log(whole / sum) = over kernels, share of the sum * logarithm of the kernel's factor + g(kind of network) + noise
 
 Factors of a family have a part in common, one that like kernels share, and one that is the kernel's own. g is smooth
-in what a network is like as a whole: its time, its weights, what it moves, how much of it is in kernels that use each
-weight once.
+in what a network is like as a whole: its time, its weights, what it moves, how much of it is in dense kernels that use
+each weight once, and how much is overhead.
 """
 
 import math

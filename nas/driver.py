@@ -104,7 +104,7 @@ def reopened(settings: StudySettings, folder: Path, *, accept_table: bool = Fals
         ConfigError: something the study rests on has changed.
         InfeasibleBudget: no member of the space keeps the budget that it is to have.
     """
-    problem = resolve(settings, folder)
+    problem = resolve(settings, None if accept_table else folder)
     record = read_study_file(folder)
     if accept_table:
         record = record.model_copy(update={"target_sha256": problem.target.sha256})
@@ -258,6 +258,9 @@ def _extended(record: StudyFile, problem: Problem, folder: Path, observer: Obser
     if changed.durable_name != record.durable_name:
         old = open_study(folder, record.durable_name, record.storage, record.owner)
         write_earlier(folder, (trial.params for trial in old.get_trials(deepcopy=False)))
+    model = problem.target.latency_model
+    if isinstance(model, ProfiledModel) and record.target_sha256 != problem.target.sha256:
+        write_table(model.profiled, folder / TABLE)
     write_study_file(folder, changed)
     for line in said:
         logger.info("%s", line)

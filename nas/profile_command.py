@@ -138,7 +138,7 @@ def _print_certificate(certificate: Certificate, space: str) -> None:
     )
     print(
         f"interval  95 of 100 timings take {certificate.low_ratio:.2f} to {certificate.high_ratio:.2f} of what is "
-        "predicted, disturbances and all; searches hold the upper end to the budget"
+        "predicted; searches hold the upper end to the budget"
     )
     rows = (
         [

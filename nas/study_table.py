@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hardware.profiled_table import ProfiledModel
+from hardware.strict_yaml import ConfigError
 from hardware.targets import Target, load_target
 
 TABLE = "table.csv"
@@ -29,13 +30,16 @@ def study_target(recorded: Recorded, folder: Path | None) -> Target:
     Raises:
         ConfigError: the target is not known, or its table is damaged.
     """
-    table = folder / TABLE if folder is not None else None
-    target = load_target(
-        recorded.target,
-        threads=recorded.threads,
-        runtime=recorded.runtime,
-        table=table if table is not None and table.exists() else None,
-    )
+    table = folder / TABLE if folder is not None and (folder / TABLE).exists() else None
+    try:
+        target = load_target(recorded.target, threads=recorded.threads, runtime=recorded.runtime, table=table)
+    except ConfigError as error:
+        if table is None:
+            raise
+        raise ConfigError(
+            f"{error}; this is the study's own table: go on under today's with `nas resume {table.parent.name} "
+            "--accept-changed-table`"
+        ) from error
     model = target.latency_model
     if not isinstance(model, ProfiledModel):
         return target

@@ -32,7 +32,7 @@ from searchspace.choosers import random_choice
 from searchspace.network import deploy_graph
 from searchspace.space import Space, Task, member
 from searchspace.spaces import space_named
-from searchspace.spec import deploy_id
+from searchspace.spec import SpecError, deploy_id
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ OnMeasured = Callable[[int, int, float], None]
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
 CHECKS = 100
-# What little time there is goes into learning: a check, which is timed nine times, for so many networks.
+# What little time there is goes into learning: a check, which is timed up to nine times, for so many.
 FEWEST_CHECKS = 12
 NETWORKS_PER_CHECK = 20
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
@@ -159,7 +159,8 @@ def _put_others_aside(folder: Path, profile: Profile) -> None:
         return
     jobs.unlink()
     if samples.exists():
-        aside = folder / f"other-networks-{SAMPLES}"
+        number = len(list(folder.glob(f"other-networks-*{SAMPLES}"))) + 1
+        aside = folder / f"other-networks-{number}-{SAMPLES}"
         samples.replace(aside)
         logger.warning("the networks of %s are others now; begun anew, what was measured is in %s", folder.name, aside)
 
@@ -211,8 +212,16 @@ def tabulate(wanted: Wanted, described: TargetFile, refused: Mapping[str, str]) 
     profiles = {}
     for samples in sorted(job_folder(wanted, described).parent.glob(f"*/{SAMPLES}")):
         name = samples.parent.name
-        if has_results(samples.parent):
-            profiles[name] = profile_of(space_named(name), described.fusion_rules), load_results(samples.parent)
+        if not has_results(samples.parent):
+            continue
+        try:
+            space = space_named(name)
+        except SpecError as error:
+            if name == wanted.space:
+                raise
+            logger.warning("what was measured for %s is left out: %s", name, error)
+            continue
+        profiles[name] = profile_of(space, described.fusion_rules), load_results(samples.parent)
     if not profiles:
         raise ConfigError(f"target {wanted.target}: nothing was measured; give it more --time")
     identity = _identity(wanted, described, [results for _, results in profiles.values()])

@@ -33,7 +33,7 @@ def left_out(runtime: str, space: str, folds: int) -> dict[str, np.ndarray]:
     described = described_target("host", runtime)
     profile: Profile = profile_of(space_named(space), described.fusion_rules)
     times = undisturbed(profile, load_results(job_folder(Wanted("host", space, runtime, 1, 0.0), described)))
-    traces = learnt(profile, times, apart={check.name for check in profile.checks})
+    traces, _ = learnt(profile, times, apart={check.name for check in profile.checks})
     graphs = {subject.name: subject.graph for subject in profile.learning}
     random.Random(0).shuffle(traces)
     scales: dict[str, tuple[float, ...]] = {}

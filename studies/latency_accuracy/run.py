@@ -9,6 +9,7 @@ from the table and measured whole. With 0 minutes nothing is added to the table.
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -21,7 +22,7 @@ from hardware.profiled_table import ProfiledTable
 from hardware.profiling import Profile
 from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
-from hardware.targets import described_target, load_target
+from hardware.targets import cache_folder, described_target, load_target
 from hardware.transports import Local
 from nas import tables
 from nas.certificates import measure_graph
@@ -102,6 +103,9 @@ def main() -> None:
     parser.add_argument("--space", default="edge-small")
     parser.add_argument("--draw", default="checks", help="another word draws other networks to check the space with")
     options = parser.parse_args()
+    if options.draw != "checks":
+        # Networks that check here may be learnt from elsewhere, so that the samples must not meet.
+        os.environ["XDG_CACHE_HOME"] = str(cache_folder() / f"draw-{options.draw}")
     usual = tables.profile_of
 
     def drawn_otherwise(space: Space, rules: tuple[FusionRule, ...]) -> Profile:

@@ -126,6 +126,11 @@ def test_a_sum_of_measured_kernels_is_no_measurement() -> None:
         answer = model.network(KernelSums(9.875, tier=Tier.measured))
         assert (answer.value_ms, answer.tier, answer.low_ms, answer.high_ms) == (10.0, Tier.calibrated, 8.5, 10.0)
         assert model.network(KernelSums(9.875, tier=Tier.extrapolated)).tier is Tier.extrapolated
+        # A fiftieth of unknown kernels decides nothing; of more, the interval is that of an unchecked table.
+        few = model.network(KernelSums(9.875, tier=Tier.extrapolated, extrapolated_ms=0.19))
+        assert (few.low_ms, few.high_ms) == (8.5, 10.0)
+        many = model.network(KernelSums(9.875, tier=Tier.extrapolated, extrapolated_ms=0.21))
+        assert (many.low_ms, many.high_ms) == (8.0, 12.5)
         slower = model.network(KernelSums(20.0, tier=Tier.measured))
         assert (slower.tier, slower.high_ms) == (Tier.extrapolated, pytest.approx(1.25 * 20.125))
     assert ProfiledModel(_table(), "parc").network(KernelSums(9.875, tier=Tier.measured)).tier is Tier.extrapolated

@@ -309,6 +309,29 @@ def test_a_study_goes_on_with_the_table_it_began_with(nas, device, known):
     assert "the latency table of host has changed since it began" in err
 
 
+def test_a_study_goes_on_under_the_measured_table_of_today_where_that_is_accepted(nas, device, known):
+    assert nas("search", nas.file)[0] == DONE
+    fit = replace(known.fit, overheads=replace(known.fit.overheads, start_ms=2 * known.fit.overheads.start_ms))
+    newer = replace(known, measured_on="2030-01-01", fit=fit)
+    write_table(newer, table_path(known.identity))
+    own = nas.folder / "table.csv"
+    own.write_text(own.read_text().replace("# format: 2", "# format: 1", 1))
+    code, out, err = nas("resume", "mine")
+    assert (code, out) == (WRONG_INPUT, "")
+    assert "format: must be 2, got 1" in err
+    assert "`nas resume mine --accept-changed-table`" in err
+    code, out, err = nas("resume", "mine", "--accept-changed-table", "--json")
+    assert code == DONE, err
+    assert read_table(own) == newer
+    assert {each["predicted_latency_ms"]["table"] for each in json.loads(out)["members"]} == {newer.name}
+    record = read_study_file(nas.folder)
+    assert record.target_sha256 == load_target("host").sha256
+    assert len(record.accepted_tables) == 1
+    write_table(known, table_path(known.identity))
+    assert nas("resume", "mine")[0] == DONE, "and it goes on with that one"
+    assert read_table(own) == newer
+
+
 def test_other_finalists_of_a_study_that_went_on_have_certificates(nas, device, known):
     assert nas("search", nas.file)[0] == DONE
     code, out, err = nas("resume", "mine", "--trials", "9", "--json")

@@ -362,6 +362,31 @@ def test_networks_of_a_space_are_always_the_same_and_checks_are_not_learnt_from(
     assert {each.graph.input_shape[0] for each in first.checks} == {1, 3}
 
 
+def test_a_longer_profile_goes_on_with_a_shorter_one(nas, device, monkeypatch):
+    monkeypatch.setattr(tables, "profile_of", partial(tables.profile_of, drawn=100, checks=30))
+    assert nas(*HOST, "--time", "40s")[0] == DONE
+    first = len(device.timed)
+    code, out, err = nas(*HOST, "--time", "10m", "--json")
+    assert code == DONE, err
+    assert json.loads(out)["certificates"]["edge-small"]["networks"] == 30
+    again = set(device.timed[:first]) & set(device.timed[first:])
+    assert again <= {"sentinel"}, "what was timed is not timed again"
+
+
+def test_a_space_that_is_not_to_be_found_is_left_out_of_the_table(nas, device, tmp_path, monkeypatch, caplog):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_blocks.py").write_text("from searchspace.spaces.edge_small import RDP\nMINE = RDP\n")
+    monkeypatch.chdir(tmp_path)
+    assert nas(*HOST, "--space", "own_blocks:MINE")[0] == DONE
+    (tmp_path / "own_blocks.py").unlink()
+    monkeypatch.delitem(sys.modules, "own_blocks")
+    code, out, err = nas(*HOST, "--json")
+    assert code == DONE, err
+    assert json.loads(out)["certificates"].keys() == {"edge-small"}
+    assert "own_blocks:MINE is left out" in caplog.text
+    refused(nas(*HOST, "--space", "own_blocks:MINE"), "own_blocks")
+
+
 def test_a_table_foretells_networks_for_any_number_of_classes(nas, device, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "profile_of", partial(tables.profile_of, drawn=100, checks=6))
     code, _, err = nas(*HOST)
@@ -385,7 +410,12 @@ def test_what_was_measured_of_other_networks_is_kept_aside(nas, device, monkeypa
     code, out, err = nas(*HOST, "--json")
     assert code == DONE, err
     assert json.loads(out)["certificates"]["edge-small"]["networks"] == 5
-    assert (samples.parent / "other-networks-samples.jsonl").read_bytes() == before
+    assert (samples.parent / "other-networks-1-samples.jsonl").read_bytes() == before
+    second = samples.read_bytes()
+    monkeypatch.setattr(tables, "profile_of", lambda space, rules: Profile(changed.learning, changed.checks[1:], RULES))
+    assert nas(*HOST)[0] == DONE
+    assert (samples.parent / "other-networks-1-samples.jsonl").read_bytes() == before, "nothing is lost"
+    assert (samples.parent / "other-networks-2-samples.jsonl").read_bytes() == second
     assert "the networks of edge-small are others now" in caplog.text
 
 

@@ -14,12 +14,12 @@ import platform
 import statistics
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from hardware.kernels import FusionRule, fuse
+from hardware.kernels import fuse
 from hardware.latency_table import UnmeasuredKernel, kernel_sums
 from hardware.profiled_table import ProfiledTable
-from hardware.profiling import Profile
 from hardware.rank_correlation import spearman
 from hardware.strict_yaml import ConfigError
 from hardware.targets import cache_folder, described_target, load_target
@@ -29,7 +29,6 @@ from nas.certificates import measure_graph
 from nas.tables import Wanted, make, tabulate
 from searchspace.network import deploy_graph
 from searchspace.references import reference, reference_names
-from searchspace.space import Space
 
 COLUMNS = (
     *("runtime", "space", "kernels in networks", "checks", "MAPE", "within 5 %", "within 10 %", "Spearman"),
@@ -101,17 +100,12 @@ def main() -> None:
     parser.add_argument("--runtimes", default="onnxruntime,mnn,ncnn")
     parser.add_argument("--minutes", default="12,6,6", help="for each runtime")
     parser.add_argument("--space", default="edge-small")
-    parser.add_argument("--draw", default="checks", help="another word draws other networks to check the space with")
+    parser.add_argument("--draw", default="checks", help="another word draws other networks to check with")
     options = parser.parse_args()
     if options.draw != "checks":
-        # Networks that check here may be learnt from elsewhere, so that the samples must not meet.
+        # What checks here is learnt from elsewhere: the samples must not meet.
         os.environ["XDG_CACHE_HOME"] = str(cache_folder() / f"draw-{options.draw}")
-    usual = tables.profile_of
-
-    def drawn_otherwise(space: Space, rules: tuple[FusionRule, ...]) -> Profile:
-        return usual(space, rules, draw=options.draw if space.name == options.space else "checks")
-
-    tables.profile_of = drawn_otherwise
+    tables.profile_of = partial(tables.profile_of, draw=options.draw)
     runtimes = options.runtimes.split(",")
     minutes = dict(zip(runtimes, map(float, options.minutes.split(",")), strict=True))
     found = {runtime: profiled(runtime, options.space, minutes[runtime]) for runtime in runtimes}

@@ -41,13 +41,17 @@ def trained_norm(channels):
     ids=str,
 )
 def test_a_norm_folds_into_the_convolution_before_or_behind_it(conv):
-    x = torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64, generator=generator)
+    for parameter in conv.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, dtype=torch.float64, generator=generator))
     before, behind = trained_norm(6), trained_norm(conv.out_channels)
     weights = fold_batchnorm(absorb_input_norm(conv_weights(conv), before, conv.groups), behind)
     with torch.no_grad():
         expected = behind(conv(before(x)))
         folded = nn.functional.conv2d(x, weights.weight, weights.bias, conv.stride, groups=conv.groups)
-    torch.testing.assert_close(folded, expected, rtol=1e-12, atol=1e-12)
+    # A channel that hardly varies is multiplied by 300 twice, so that rounding shows where sums cancel.
+    torch.testing.assert_close(folded, expected, rtol=0, atol=1e-13 * float(expected.abs().max()))
 
 
 def test_a_norm_without_statistics_cannot_be_folded():

@@ -41,8 +41,8 @@ WORST = 5
 FEWEST_NETWORKS = 12
 # The network that shows whether anything disturbs the machine.
 SENTINEL = "sentinel"
-# It is one of so many first checks, which every profile has.
-SENTINEL_AMONG = 12
+# However short a profile is, it has so many checks, and the sentinel is one of them.
+FEWEST_CHECKS = 12
 
 # What the first and the last value of a network are called in the files of a runtime.
 ENDS: Mapping[str, tuple[str, str]] = {
@@ -165,7 +165,7 @@ def _sentinel(profile: Profile, folder: Path) -> Subject:
         for subject in (*profile.checks, *profile.learning):
             if subject.name == Path(before).stem:
                 return subject
-    return profile.checks[min(len(profile.checks), SENTINEL_AMONG) // 2]
+    return profile.checks[min(len(profile.checks), FEWEST_CHECKS) // 2]
 
 
 def possible_jobs(profile: Profile) -> set[str]:

@@ -102,8 +102,8 @@ def _as_json(table: ProfiledTable) -> dict[str, object]:
 
 def _print(table: ProfiledTable, space: str) -> None:
     conditions = table.conditions
-    disturbed = conditions["networks_traced"] - table.fit.networks
-    without = f", without {disturbed} that were disturbed" if disturbed else ""
+    others = conditions["networks_traced"] - table.fit.networks
+    without = f", without {others} that were disturbed, check another space or are left out below" if others else ""
     print(f"table     {table.name}")
     print(f"device    {table.identity.cpu}, {table.identity.cores} cores; {table.identity.device}")
     print(

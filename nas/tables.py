@@ -15,7 +15,16 @@ from hardware.job_folder import load_jobs
 from hardware.job_results import JobResults, has_results, load_results
 from hardware.kernels import FusionRule
 from hardware.profiled_table import ProfiledTable, TableIdentity, write_table
-from hardware.profiling import Bench, Profile, Subject, in_learning_order, make_table, possible_jobs, prepare
+from hardware.profiling import (
+    FEWEST_CHECKS,
+    Bench,
+    Profile,
+    Subject,
+    in_learning_order,
+    make_table,
+    possible_jobs,
+    prepare,
+)
 from hardware.runtimes import RUNTIMES
 from hardware.strict_yaml import ConfigError
 from hardware.targets import (
@@ -41,8 +50,7 @@ OnMeasured = Callable[[int, int, float], None]
 # So many members are drawn to know what a space is made of.
 DRAWN = 2000
 CHECKS = 100
-# What little time there is goes into learning: a check, which is timed up to nine times, for so many.
-FEWEST_CHECKS = 12
+# What little time there is goes into learning: a check, which is timed up to nine times, for so many networks.
 NETWORKS_PER_CHECK = 20
 # Opening, timing and watching a network takes about so long, s; a slower device gets less far in its time.
 EXPECTED_S = 0.25
@@ -159,8 +167,8 @@ def _put_others_aside(folder: Path, profile: Profile) -> None:
         return
     jobs.unlink()
     if samples.exists():
-        number = len(list(folder.glob(f"other-networks-*{SAMPLES}"))) + 1
-        aside = folder / f"other-networks-{number}-{SAMPLES}"
+        names = (folder / f"other-networks-{number}-{SAMPLES}" for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
         samples.replace(aside)
         logger.warning("the networks of %s are others now; begun anew, what was measured is in %s", folder.name, aside)
 

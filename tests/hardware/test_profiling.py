@@ -300,6 +300,21 @@ def test_a_network_whose_operators_go_by_other_names_is_left_out_and_named(profi
         make_table(IDENTITY, {"mine": (profile, replace(results, timings=every))}, {})
 
 
+def test_networks_that_were_nearly_all_disturbed_make_no_table(profile, tmp_path) -> None:
+    results = measured(profile, tmp_path)
+    timings = dict(results.timings)
+    for number, subject in enumerate(profile.learning):
+        job = f"l-{subject.name}"
+        # Something took time from the whole of these while their parts were timed in peace, each as much as it likes.
+        if number >= FEWEST_NETWORKS - 2:
+            slower = 2.0 + number % 7
+            timings[job] = replace(timings[job], p10_ms=slower * timings[job].p10_ms)
+    with pytest.raises(
+        ConfigError, match=r"must be left alone while they are timed, got \d+ of 40: .*give it more --time"
+    ):
+        make_table(IDENTITY, {"mine": (profile, replace(results, timings=timings))}, {})
+
+
 def test_the_network_that_shows_disturbances_stays_the_same_when_more_is_asked_for(tmp_path) -> None:
     every = subjects(90)
     files = []
